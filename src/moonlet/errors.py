@@ -1,0 +1,56 @@
+"""Every exception that moonlet raises on purpose, in one tree.
+
+    MoonletError
+      ConfigError          a config.json or preset that does not describe a model of this family
+      NotSupportedError    something real and well formed that moonlet does not do; names it
+      CheckpointError      weights or an index that are missing, truncated, misshaped or hostile
+      TokenizerError       a vocabulary file that cannot be used
+      PromptError          a conversation that cannot be rendered; `param` says where
+      MediaError           an image or video that cannot be used; `param` says where
+      EngineError          generation that cannot start or go on
+
+Each also inherits the standard exception that it refines, so callers may catch either. A message is
+one sentence that says what is wrong and what to do.
+"""
+
+
+class MoonletError(Exception):
+    """Root of the tree: catch this to catch everything that moonlet raises on purpose."""
+
+
+class ConfigError(MoonletError, ValueError):
+    """A configuration that does not describe a model of this family."""
+
+
+class NotSupportedError(MoonletError, ValueError):
+    """Something well formed that moonlet does not do."""
+
+
+class CheckpointError(MoonletError, ValueError):
+    """Weights that cannot be used as they are."""
+
+
+class TokenizerError(MoonletError, ValueError):
+    """A vocabulary that cannot be used."""
+
+
+class _RequestError(MoonletError, ValueError):
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message, param)
+        self.message = message
+        self.param = param
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class PromptError(_RequestError):
+    """A conversation that cannot be rendered. `param` names the offending field of the request."""
+
+
+class MediaError(_RequestError):
+    """An image or video that cannot be used. `param` names the offending field of the request."""
+
+
+class EngineError(MoonletError, RuntimeError):
+    """Generation that cannot start or go on."""
