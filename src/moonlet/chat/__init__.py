@@ -1,0 +1,9 @@
+"""Everything between a conversation and token ids, in both directions; no model and no torch here.
+
+messages   OpenAI-shaped dicts -> frozen messages
+tokenizer  text <-> ids; user text never becomes a special id
+template   messages -> prompt ids (native), `jinja` for a checkpoint's own template
+media      images and frames -> patches
+parser     generated ids -> events
+provider   the protocol that servers, agents and engines share; `fake` scripts it for tests
+"""
