@@ -1,0 +1,20 @@
+"""What a model is: shapes and constants, read from and written to config.json. Imports no torch."""
+
+from moonlet.config.hf import from_hf, load_config, to_hf
+from moonlet.config.model import ModelConfig, QuantConfig, RopeConfig, VisionConfig
+from moonlet.config.presets import PRESETS, preset
+from moonlet.config.tensors import TensorSpec, tensor_specs
+
+__all__ = [
+    "PRESETS",
+    "ModelConfig",
+    "QuantConfig",
+    "RopeConfig",
+    "TensorSpec",
+    "VisionConfig",
+    "from_hf",
+    "load_config",
+    "preset",
+    "tensor_specs",
+    "to_hf",
+]
