@@ -1,0 +1,13 @@
+// What Python sees of csrc: the module moonlet.kernels._kernels.
+
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string_view.h>
+#include <nanobind/stl/vector.h>
+
+#include "cpu.h"
+
+NB_MODULE(_kernels, m) {
+  m.doc() = "The C++ half of moonlet.kernels.";
+  m.def("supported_isas", &moonlet::supported_isas,
+        "Instruction sets that this CPU can run, narrowest first.");
+}

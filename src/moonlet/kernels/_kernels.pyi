@@ -1,0 +1,3 @@
+"""Types of the extension that csrc/bindings.cpp defines."""
+
+def supported_isas() -> list[str]: ...

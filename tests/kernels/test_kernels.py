@@ -1,0 +1,50 @@
+"""The extension is there, is typed, and tells the truth about this CPU."""
+
+import ast
+import platform
+from pathlib import Path
+
+import pytest
+
+from moonlet import kernels
+from moonlet.kernels import _kernels
+
+STUB = Path(kernels.__file__).with_name("_kernels.pyi")
+KNOWN = {
+    "x86_64": ("baseline", "avx2", "avx512_vnni"),
+    "aarch64": ("baseline", "neon_dotprod"),
+    "arm64": ("baseline", "neon_dotprod"),
+}
+# What the Linux kernel calls the features that a name stands for.
+CPU_FLAGS = {
+    "avx2": {"avx2", "fma", "f16c"},
+    "avx512_vnni": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"},
+    "neon_dotprod": {"asimddp"},
+}
+
+
+def test_isas_are_a_beginning_of_the_known_list() -> None:
+    found = kernels.supported_isas()
+    known = KNOWN.get(platform.machine(), ("baseline",))
+    assert found == known[: len(found)]
+    assert found[0] == "baseline"
+    assert kernels.isa() == found[-1]
+
+
+def test_isas_agree_with_the_operating_system() -> None:
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists():
+        pytest.skip("only Linux lists the features of its CPU in a file")
+    flags = {
+        flag
+        for line in cpuinfo.read_text().splitlines()
+        if line.lower().startswith(("flags", "features"))
+        for flag in line.partition(":")[2].split()
+    }
+    for name in KNOWN.get(platform.machine(), ("baseline",))[1:]:
+        assert (name in kernels.supported_isas()) == (flags >= CPU_FLAGS[name]), name
+
+
+def test_the_stub_names_what_the_extension_has() -> None:
+    stubbed = {n.name for n in ast.parse(STUB.read_text()).body if isinstance(n, ast.FunctionDef)}
+    assert stubbed == {name for name in dir(_kernels) if not name.startswith("_")}
