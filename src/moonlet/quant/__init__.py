@@ -1,0 +1,1 @@
+"""Quantized block formats in numpy: the definition that every faster kernel is held against."""
