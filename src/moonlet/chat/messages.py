@@ -75,7 +75,7 @@ def parse_messages(raw: Any) -> list[Message]:
 
 def _message(raw: Any, where: str) -> Message:
     if not isinstance(raw, dict):
-        raise PromptError(f"{where} must be an object, not {_kind(raw)}.", where)
+        raise _bad(where, f"must be an object, not {_kind(raw)}.")
     role = _role(raw.get("role"), f"{where}.role")
     calls = _tool_calls(raw, where) if role == "assistant" else ()
     call_id = _optional_text(raw, "tool_call_id", where) if role == "tool" else None
@@ -100,9 +100,7 @@ def _role(raw: Any, where: str) -> Role:
             return "system"
         case "user" | "assistant" | "tool":
             return raw
-    raise PromptError(
-        f"{where} must be system, developer, user, assistant or tool, not {_show(raw)}.", where
-    )
+    raise _bad(where, f"must be system, developer, user, assistant or tool, not {_show(raw)}.")
 
 
 def _parts(raw: Any, role: Role, has_calls: bool, where: str) -> tuple[Part, ...]:
@@ -116,7 +114,7 @@ def _parts(raw: Any, role: Role, has_calls: bool, where: str) -> tuple[Part, ...
             raise PromptError("text content is empty.", where)
         return (TextPart(raw),) if raw else ()
     if not isinstance(raw, list):
-        raise PromptError(f"{where} must be a string or a list of parts, not {_kind(raw)}.", where)
+        raise _bad(where, f"must be a string or a list of parts, not {_kind(raw)}.")
     parts = tuple(_part(item, role, f"{where}[{index}]") for index, item in enumerate(raw))
     if role == "user" and not parts:
         raise PromptError("text content is empty.", where)
@@ -125,12 +123,12 @@ def _parts(raw: Any, role: Role, has_calls: bool, where: str) -> tuple[Part, ...
 
 def _part(raw: Any, role: Role, where: str) -> Part:
     if not isinstance(raw, dict):
-        raise PromptError(f"{where} must be an object with a type, not {_kind(raw)}.", where)
+        raise _bad(where, f"must be an object with a type, not {_kind(raw)}.")
     match raw.get("type"):
         case "text":
             text = raw.get("text")
             if not isinstance(text, str):
-                raise PromptError(f"{where}.text must be a string, not {_kind(text)}.", where)
+                raise _bad(f"{where}.text", f"must be a string, not {_kind(text)}.")
             if not text and role == "user":
                 raise PromptError("text content is empty.", f"{where}.text")
             return TextPart(text)
@@ -140,15 +138,15 @@ def _part(raw: Any, role: Role, where: str) -> Part:
             url = _url(raw.get(kind), f"{where}.{kind}")
             return ImagePart(url) if kind == "image_url" else VideoPart(url)
         case other:
-            raise PromptError(
-                f"{where}.type must be text, image_url or video_url, not {_show(other)}.", where
+            raise _bad(
+                f"{where}.type", f"must be text, image_url or video_url, not {_show(other)}."
             )
 
 
 def _url(raw: Any, where: str) -> str:
     url = raw.get("url") if isinstance(raw, dict) else raw
     if not isinstance(url, str) or not url:
-        raise PromptError(f"{where} must be a URL or an object with a url.", where)
+        raise _bad(where, "must be a URL or an object with a url.")
     return url
 
 
@@ -163,21 +161,19 @@ def _tool_calls(raw: dict[str, Any], where: str) -> tuple[ToolCall, ...]:
     if calls is None:
         return ()
     if not isinstance(calls, list):
-        raise PromptError(f"{where}.tool_calls must be a list, not {_kind(calls)}.", where)
+        raise _bad(f"{where}.tool_calls", f"must be a list, not {_kind(calls)}.")
     return tuple(_tool_call(call, f"{where}.tool_calls[{i}]") for i, call in enumerate(calls))
 
 
 def _tool_call(raw: Any, where: str) -> ToolCall:
     function = raw.get("function") if isinstance(raw, dict) else None
     if not isinstance(function, dict):
-        raise PromptError(f"{where} must be an object with an id and a function.", where)
+        raise _bad(where, "must be an object with an id and a function.")
     call_id, name = raw.get("id"), function.get("name")
     if not isinstance(call_id, str) or not call_id:
-        raise PromptError(f"{where}.id must be a non-empty string.", f"{where}.id")
+        raise _bad(f"{where}.id", "must be a non-empty string.")
     if not isinstance(name, str) or not name:
-        raise PromptError(
-            f"{where}.function.name must be a non-empty string.", f"{where}.function.name"
-        )
+        raise _bad(f"{where}.function.name", "must be a non-empty string.")
     return ToolCall(call_id, name, _arguments(function.get("arguments"), where))
 
 
@@ -189,18 +185,22 @@ def _arguments(raw: Any, where: str) -> str:
     if isinstance(raw, str):
         return raw
     if not isinstance(raw, dict):
-        raise PromptError(f"{where} must be a string or an object, not {_kind(raw)}.", where)
+        raise _bad(where, f"must be a string or an object, not {_kind(raw)}.")
     try:
         return json.dumps(raw, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError) as error:
-        raise PromptError(f"{where} cannot be written as JSON.", where) from error
+        raise _bad(where, "cannot be written as JSON.") from error
 
 
 def _optional_text(raw: dict[str, Any], key: str, where: str) -> str | None:
     value = raw.get(key)
     if value is not None and not isinstance(value, str):
-        raise PromptError(f"{where}.{key} must be a string, not {_kind(value)}.", f"{where}.{key}")
+        raise _bad(f"{where}.{key}", f"must be a string, not {_kind(value)}.")
     return value
+
+
+def _bad(where: str, detail: str) -> PromptError:
+    return PromptError(f"{where} {detail}", where)
 
 
 def _kind(value: Any) -> str:
