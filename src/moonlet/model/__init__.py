@@ -1,0 +1,6 @@
+"""The network in plain PyTorch: the one definition that trains and serves."""
+
+from moonlet.model.cache import LatentCache
+from moonlet.model.network import Media, Model
+
+__all__ = ["LatentCache", "Media", "Model"]

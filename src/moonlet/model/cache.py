@@ -1,0 +1,93 @@
+"""The latent cache: what multi-head latent attention keeps of the past.
+
+Per token and layer one row of kv_lora_rank + qk_rope_head_dim numbers, the normed latent and the
+rotated key that all heads share. Row i of a sequence holds position i, so a longer prompt beside a
+shorter one needs no bookkeeping: positions beyond a sequence's own are never visible to it.
+"""
+
+import torch
+from torch import Tensor
+
+from moonlet.config import ModelConfig
+from moonlet.errors import EngineError
+
+
+class LatentCache:
+    """Room for `batch` sequences of `max_seq_len` positions.
+
+    `length` is the number of positions written, over all sequences the largest.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        batch: int,
+        max_seq_len: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        shape = (config.num_hidden_layers, batch, max_seq_len, config.latent_size)
+        self.rows = torch.zeros(shape, dtype=dtype, device=device)
+        self.length = 0
+
+    @property
+    def max_seq_len(self) -> int:
+        return self.rows.shape[2]
+
+    def extend(self, positions: Tensor) -> int:
+        """Makes room for `positions` [batch, new]; returns how many rows are now in use.
+
+        Raises EngineError when the positions or the batch do not fit.
+        """
+        end = int(positions.max()) + 1
+        if end > self.max_seq_len:
+            raise EngineError(
+                f"position {end - 1} does not fit a cache of {self.max_seq_len} positions"
+            )
+        if positions.shape[0] != self.rows.shape[1]:
+            raise EngineError(
+                f"a batch of {positions.shape[0]} met a cache made for {self.rows.shape[1]} sequences"
+            )
+        self.length = max(self.length, end)
+        return end
+
+    def update(self, layer_idx: int, positions: Tensor, latent: Tensor, end: int) -> Tensor:
+        """Writes `latent` [batch, new, latent_size] at `positions`; returns rows 0..end of the layer."""
+        layer = self.rows[layer_idx]
+        batch = torch.arange(positions.shape[0], device=positions.device)[:, None]
+        layer[batch, positions] = latent.to(layer.dtype)
+        return layer[:, :end]
+
+
+class Past:
+    """What one forward pass sees of earlier tokens: the cache, and which keys each query may use.
+
+    `mask` [B, 1, T, S] is None when plain causal order says it all.
+    """
+
+    def __init__(
+        self, cache: LatentCache | None, positions_BT: Tensor, segments_BT: Tensor | None = None
+    ) -> None:
+        self.cache = cache
+        self.positions = positions_BT
+        self.mask: Tensor | None = None
+        new = positions_BT.shape[1]
+        if cache is None:
+            if segments_BT is not None:
+                same = segments_BT[:, :, None] == segments_BT[:, None, :]
+                self.mask = same.tril()[:, None]
+            return
+        self.end = cache.extend(positions_BT)
+        from_start = self.end == new and bool((positions_BT[:, 0] == 0).all())
+        one_for_all = new == 1 and bool((positions_BT == self.end - 1).all())
+        if not from_start and not one_for_all:
+            keys = torch.arange(self.end, device=positions_BT.device)
+            self.mask = (keys <= positions_BT[:, :, None])[:, None]
+
+    def update(self, layer_idx: int, latent_BTL: Tensor) -> Tensor:
+        """The latents that this layer's queries may look at, the new ones included: [B, S, L]."""
+        if self.cache is None:
+            return latent_BTL
+        return self.cache.update(layer_idx, self.positions, latent_BTL, self.end).to(
+            latent_BTL.dtype
+        )
