@@ -6,7 +6,7 @@ nothing to do when the stamp in `.venv` says that the same inputs were installed
 The package is installed in editable form, so that edits of Python files count at once; what needs another
 set-up (a dependency, a pin, C++) is in the fingerprint of the inputs. The stamp is removed first and
 written last, and a lock keeps a second `make` waiting, so a set-up that was cut off is never taken for a
-finished one: without a stamp the next set-up begins with an empty environment.
+finished one: without a stamp, or with that of another Python, a set-up begins with an empty environment.
 """
 
 import fcntl
@@ -40,11 +40,12 @@ def main() -> None:
     try:
         with LOCK.open("w") as lock:
             _acquire(lock.fileno())
-            stamps = {name: f"{name} {fingerprint()}" for name in TARGETS}
-            stamp = STAMP.read_text() if STAMP.exists() else None
-            if stamp not in (stamps[profile], stamps["dev"]):
-                _set_up(profile, fresh=stamp is None or not _same_python())
-                STAMP.write_text(stamps[profile])
+            python = f"{sys.version} in {sys.base_prefix}"
+            wanted = {name: f"{name} {fingerprint()} {python}" for name in TARGETS}
+            found = STAMP.read_text() if STAMP.exists() else ""
+            if found not in (wanted[profile], wanted["dev"]):
+                _set_up(profile, fresh=not found.endswith(python))
+                STAMP.write_text(wanted[profile])
     except SetupError as error:
         sys.exit(f"moonlet: {error}")
     except KeyboardInterrupt:
@@ -52,8 +53,8 @@ def main() -> None:
 
 
 def fingerprint() -> str:
-    """Changes with everything that is compiled or resolved at installation, and with the Python used."""
-    digest = hashlib.sha256(f"{sys.version} {sys.base_prefix}".encode())
+    """Changes with every file that is compiled or resolved at installation."""
+    digest = hashlib.sha256()
     names = ["pyproject.toml", "constraints.txt", "CMakeLists.txt", "tools/setup_venv.py"]
     version = ROOT / "src" / "moonlet" / "__init__.py"
     sources = sorted((ROOT / "csrc").rglob("*.cpp")) + sorted((ROOT / "csrc").rglob("*.h"))
@@ -79,12 +80,6 @@ def _acquire(descriptor: int) -> None:
     except BlockingIOError:
         print("waiting for another make that is setting up .venv", file=sys.stderr)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-
-
-def _same_python() -> bool:
-    """Whether `.venv` was made by this Python; packages of another one cannot be reused."""
-    config = VENV / "pyvenv.cfg"
-    return config.is_file() and f"version = {sys.version.split()[0]}\n" in config.read_text()
 
 
 def _set_up(profile: str, fresh: bool) -> None:
