@@ -1,9 +1,10 @@
 """What a model is: shapes and constants, read from and written to config.json. Imports no torch."""
 
-from moonlet.config.hf import from_hf, load_config, to_hf
 from moonlet.config.model import ModelConfig, QuantConfig, RopeConfig, VisionConfig
 from moonlet.config.presets import PRESETS, preset
+from moonlet.config.read import from_hf, load_config
 from moonlet.config.tensors import TensorSpec, tensor_specs
+from moonlet.config.write import to_hf
 
 __all__ = [
     "PRESETS",

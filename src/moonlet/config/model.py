@@ -1,7 +1,7 @@
 """What a model is: one frozen dataclass for the text network, one for the vision tower.
 
 Field names are the keys of the published config.json, so that a value can be found by grep. Reading
-and writing that file is in `hf.py`; this module only holds values and refuses impossible ones.
+and writing that file is in `read.py` and `write.py`; this module only holds values and refuses impossible ones.
 """
 
 import math

@@ -1,81 +1,29 @@
-"""config.json <-> ModelConfig, for every spelling the family is published in.
+"""config.json -> ModelConfig, for every spelling the family is published in.
 
 Reading is strict: a key is used, or it is in the list of keys that are known to be inert, or it is
 refused by name; a missing key is named too. Only keys that a published file of that `model_type`
-really omits have a default, and that default is stated here.
+really omits have a default, and that default is stated in `keys.py`.
 """
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast, get_args
 
+from moonlet.config.keys import (
+    DEFAULTS,
+    INERT,
+    INERT_TOP,
+    INERT_VISION,
+    ONLY,
+    ONLY_VISION,
+    OPTIONAL,
+    REQUIRED,
+    Keys,
+)
 from moonlet.config.model import ModelConfig, ModelType, QuantConfig, RopeConfig, VisionConfig
 from moonlet.errors import ConfigError, NotSupportedError
 
 CONFIG_BYTES_LIMIT = 16 * 2**20
-
-# Keys that change nothing in the network: provenance, training leftovers, generation defaults.
-_INERT = frozenset(
-    """
-    _name_or_path add_cross_attention architectures attention_dropout auto_map aux_loss_alpha
-    bad_words_ids begin_suppress_tokens chunk_size_feed_forward cross_attention_hidden_size
-    decoder_start_token_id diversity_penalty do_sample early_stopping encoder_no_repeat_ngram_size
-    ep_size exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id
-    head_dim id2label ignore_index is_decoder is_encoder_decoder label2id length_penalty max_length
-    min_length no_repeat_ngram_size num_beam_groups num_beams num_return_sequences
-    output_attentions output_hidden_states output_router_logits output_scores prefix pretraining_tp
-    problem_type pruned_heads qk_head_dim remove_invalid_values repetition_penalty return_dict
-    return_dict_in_generate sep_token_id seq_aux suppress_tokens task_specific_params temperature
-    tf_legacy_loss tie_encoder_decoder tokenizer_class top_k top_p torchscript
-    transformers_version typical_p use_bfloat16 use_cache unsloth_version
-    """.split()
-)
-_INERT_TOP = _INERT | frozenset(
-    "image_token_id use_unified_vision_chunk video_placeholder video_token_id vision_end_token_id "
-    "vision_start_token_id projection_hidden_size".split()
-)
-_INERT_VISION = _INERT | {
-    "_attn_implementation",
-    "dtype",
-    "torch_dtype",
-    "mm_hidden_size",
-    "text_hidden_size",
-}
-
-_REQUIRED = (
-    "vocab_size", "hidden_size", "intermediate_size", "moe_intermediate_size", "num_hidden_layers",
-    "num_attention_heads", "q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim",
-    "v_head_dim", "n_routed_experts", "n_shared_experts", "num_experts_per_tok",
-    "routed_scaling_factor", "norm_topk_prob", "rms_norm_eps", "max_position_embeddings",
-)  # fmt: skip
-_OPTIONAL = ("initializer_range", "num_nextn_predict_layers", "bos_token_id", "pad_token_id")
-
-# What the published code of each class assumes where its config.json is silent.
-_DEFAULTS: dict[str, dict[str, Any]] = {
-    "deepseek_v2": {"scoring_func": "softmax", "topk_method": "greedy"},
-    "deepseek_v3": {"scoring_func": "sigmoid", "topk_method": "noaux_tc"},
-    "kimi_k2": {"scoring_func": "sigmoid", "topk_method": "noaux_tc"},
-    "glm4_moe_lite": {"scoring_func": "sigmoid", "topk_method": "noaux_tc"},
-}
-# Keys whose other values would mean another network than the one moonlet builds.
-_ONLY: dict[str, tuple[Any, ...]] = {
-    "attention_bias": (False,),
-    "mlp_bias": (False,),
-    "moe_layer_freq": (1,),
-    "hidden_act": ("silu",),
-    "tie_word_embeddings": (False,),
-    "rope_interleave": (True,),
-    "partial_rotary_factor": (1, 1.0),
-}
-_ONLY_VISION: dict[str, tuple[Any, ...]] = {
-    "pos_emb_type": ("divided_fixed",),
-    "merge_type": ("sd2_tpool",),
-    "video_attn_type": ("spatial_temporal",),
-    "mm_projector_type": ("patchmerger",),
-    "projector_hidden_act": ("gelu",),
-    "hidden_act": ("gelu_pytorch_tanh",),
-}
 
 
 def load_config(path: Path) -> ModelConfig:
@@ -123,7 +71,7 @@ def _from_hf(raw: dict[str, Any]) -> ModelConfig:
         )
     if model_type in ("kimi_k25", "kimi_vl"):
         return _multimodal(raw, cast(ModelType, model_type))
-    keys = _Keys(raw, _INERT, "")
+    keys = Keys(raw, INERT, "")
     return _text(keys, cast(ModelType, model_type), cast(str, model_type), {})
 
 
@@ -142,7 +90,7 @@ def _foreign_parts(raw: dict[str, Any]) -> str:
 
 
 def _multimodal(raw: dict[str, Any], model_type: ModelType) -> ModelConfig:
-    top = _Keys(raw, _INERT_TOP, "")
+    top = Keys(raw, INERT_TOP, "")
     text_raw = top.take("text_config")
     vision_raw = top.take("vision_config")
     for name, part in (("text_config", text_raw), ("vision_config", vision_raw)):
@@ -150,7 +98,7 @@ def _multimodal(raw: dict[str, Any], model_type: ModelType) -> ModelConfig:
             raise ConfigError(f"{name} is a {type(part).__name__}, not a JSON object")
     placeholder = top.take("media_placeholder_token_id", raw.get("image_token_id"))
     projector_eps = top.take("projection_layer_norm_eps", 1e-5)
-    top.only({"tie_word_embeddings": _ONLY["tie_word_embeddings"]})
+    top.only({"tie_word_embeddings": ONLY["tie_word_embeddings"]})
     shared = {
         "bos_token_id": top.take("bos_token_id", None),
         "eos_token_id": top.take("eos_token_id", None),
@@ -160,29 +108,27 @@ def _multimodal(raw: dict[str, Any], model_type: ModelType) -> ModelConfig:
     }
     top.take("model_type")
     top.finish()
-    text = _Keys(text_raw, _INERT, "text_config.")
+    text = Keys(text_raw, INERT, "text_config.")
     for key, value in shared.items():
         if value is not None and text_raw.get(key) is None:
             text.values[key] = value
     text_type = text.peek("model_type", "deepseek_v3")
-    vision = _vision(_Keys(vision_raw, _INERT_VISION, "vision_config."), model_type, projector_eps)
+    vision = _vision(Keys(vision_raw, INERT_VISION, "vision_config."), model_type, projector_eps)
     return _text(
         text, model_type, text_type, {"vision": vision, "media_placeholder_token_id": placeholder}
     )
 
 
-def _text(
-    keys: "_Keys", model_type: ModelType, text_type: str, more: dict[str, Any]
-) -> ModelConfig:
-    if text_type not in _DEFAULTS:
+def _text(keys: "Keys", model_type: ModelType, text_type: str, more: dict[str, Any]) -> ModelConfig:
+    if text_type not in DEFAULTS:
         raise NotSupportedError(
-            f"text network {text_type!r} is not of this family ({', '.join(_DEFAULTS)})"
+            f"text network {text_type!r} is not of this family ({', '.join(DEFAULTS)})"
         )
     keys.take("model_type", text_type)
-    fields = {name: keys.take(name) for name in _REQUIRED}
-    fields |= {name: value for name in _OPTIONAL if (value := keys.take(name, None)) is not None}
+    fields = {name: keys.take(name) for name in REQUIRED}
+    fields |= {name: value for name in OPTIONAL if (value := keys.take(name, None)) is not None}
     fields["first_k_dense_replace"] = _dense_layers(keys)
-    defaults = _DEFAULTS[text_type]
+    defaults = DEFAULTS[text_type]
     fields["scoring_func"] = keys.choice("scoring_func", ("sigmoid", "softmax"), defaults)
     methods = (
         ("noaux_tc",) if fields["scoring_func"] == "sigmoid" else ("greedy", "group_limited_greedy")
@@ -201,7 +147,7 @@ def _text(
     fields["dtype"] = keys.choice("dtype", ("bfloat16", "float16", "float32"),
                                   {"dtype": keys.take("torch_dtype", None) or "bfloat16"})  # fmt: skip
     fields["quantization"] = _quantization(keys.take("quantization_config", None))
-    keys.only(_ONLY)
+    keys.only(ONLY)
     keys.finish()
     for name in ("routed_scaling_factor", "rms_norm_eps"):
         fields[name] = _number(name, fields[name])
@@ -210,7 +156,7 @@ def _text(
     return _build(ModelConfig, {"model_type": model_type, **fields, **more})
 
 
-def _dense_layers(keys: "_Keys") -> int:
+def _dense_layers(keys: "Keys") -> int:
     """first_k_dense_replace, also from the layer list that transformers 5 writes for GLM."""
     kinds = keys.take("mlp_layer_types", None)
     if kinds is None:
@@ -226,7 +172,7 @@ def _dense_layers(keys: "_Keys") -> int:
     return keys.take("first_k_dense_replace", dense)
 
 
-def _rope(keys: "_Keys") -> RopeConfig:
+def _rope(keys: "Keys") -> RopeConfig:
     """From `rope_theta` + `rope_scaling`, or from the one dict `rope_parameters` of transformers 5."""
     raw = keys.take("rope_parameters", None)
     scaling = keys.take("rope_scaling", None)
@@ -234,7 +180,7 @@ def _rope(keys: "_Keys") -> RopeConfig:
     raw = raw if raw is not None else (scaling or {})
     if not isinstance(raw, dict):
         raise ConfigError(f"rope settings are a {type(raw).__name__}, not a JSON object")
-    rope = _Keys(raw, frozenset({"partial_rotary_factor"}), "rope_scaling.")
+    rope = Keys(raw, frozenset({"partial_rotary_factor"}), "rope_scaling.")
     kind = rope.take("rope_type", rope.take("type", "default"))
     rope.take("type", None)
     theta = rope.take("rope_theta", theta)
@@ -263,7 +209,7 @@ def _rope(keys: "_Keys") -> RopeConfig:
     return _build(RopeConfig, values)
 
 
-def _vision(keys: "_Keys", model_type: ModelType, projector_eps: Any) -> VisionConfig:
+def _vision(keys: "Keys", model_type: ModelType, projector_eps: Any) -> VisionConfig:
     """Reads Moonshot's `vt_*` names, else the plain names of Kimi-VL and transformers."""
     fields: dict[str, Any] = {}
     for name in ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers"):
@@ -282,7 +228,7 @@ def _vision(keys: "_Keys", model_type: ModelType, projector_eps: Any) -> VisionC
     if rope is not None and rope != {"rope_type": "axial", "rope_theta": 10000.0}:
         raise NotSupportedError(f"vision_config.rope_parameters {rope!r} is not supported")
     keys.take("model_type", None)
-    keys.only(_ONLY_VISION)
+    keys.only(ONLY_VISION)
     keys.finish()
     missing = [
         name for name, value in fields.items() if value is None and name != "init_pos_emb_time"
@@ -328,177 +274,6 @@ def _quantization(raw: Any) -> QuantConfig | None:
     if not isinstance(ignore, list) or not all(isinstance(item, str) for item in ignore):
         raise ConfigError("quantization_config.ignore is not a list of strings")
     return QuantConfig("int4", tuple(ignore))
-
-
-def to_hf(config: ModelConfig) -> dict[str, Any]:
-    """The config.json of `config`: what Moonshot publishes, readable by transformers >= 5.23 as well.
-
-    Vision sizes are written in both spellings, because transformers ignores the published one.
-    """
-    text = _text_to_hf(config)
-    if config.vision is None:
-        return text
-    eos = text.get("eos_token_id")
-    text["model_type"] = "kimi_k2" if config.model_type == "kimi_k25" else "deepseek_v3"
-    text["architectures"] = ["DeepseekV3ForCausalLM"]
-    name = "KimiK25" if config.model_type == "kimi_k25" else "KimiVL"
-    return {
-        "architectures": [f"{name}ForConditionalGeneration"],
-        "model_type": config.model_type,
-        "bos_token_id": config.bos_token_id,
-        "eos_token_id": eos,
-        "pad_token_id": config.pad_token_id,
-        "media_placeholder_token_id": config.media_placeholder_token_id,
-        "image_token_id": config.media_placeholder_token_id,
-        "projection_hidden_size": config.vision.vt_hidden_size,
-        "projection_layer_norm_eps": config.vision.projector_ln_eps,
-        "dtype": config.dtype,
-        "tie_word_embeddings": False,
-        "text_config": text,
-        "vision_config": _vision_to_hf(config.vision, config),
-    }
-
-
-_ARCHITECTURES = {
-    "kimi_k2": "DeepseekV3ForCausalLM",
-    "deepseek_v3": "DeepseekV3ForCausalLM",
-    "deepseek_v2": "DeepseekV2ForCausalLM",
-    "glm4_moe_lite": "Glm4MoeLiteForCausalLM",
-}
-
-
-def _text_to_hf(config: ModelConfig) -> dict[str, Any]:
-    out: dict[str, Any] = {
-        "architectures": [_ARCHITECTURES.get(config.model_type, "")],
-        "model_type": config.model_type,
-    }
-    names = (*_REQUIRED, *_OPTIONAL, "first_k_dense_replace", "n_group", "topk_group", "scoring_func",
-             "topk_method", "dtype")  # fmt: skip
-    out |= {name: getattr(config, name) for name in names}
-    eos = list(config.eos_token_ids)
-    out["eos_token_id"] = eos[0] if len(eos) == 1 else (eos or None)
-    out["num_key_value_heads"] = config.num_attention_heads
-    out |= {
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "moe_layer_freq": 1,
-        "tie_word_embeddings": False,
-    }
-    out["rope_theta"] = config.rope.theta
-    out["rope_scaling"] = None
-    if config.rope.type == "yarn":
-        out["rope_scaling"] = {
-            "type": "yarn",
-            "factor": config.rope.factor,
-            "original_max_position_embeddings": config.rope.original_max_position_embeddings,
-            "beta_fast": config.rope.beta_fast,
-            "beta_slow": config.rope.beta_slow,
-            "mscale": config.rope.mscale,
-            "mscale_all_dim": config.rope.mscale_all_dim,
-        }
-    if config.quantization is not None:
-        out["quantization_config"] = _quantization_to_hf(config.quantization)
-    return out
-
-
-def _vision_to_hf(vision: VisionConfig, config: ModelConfig) -> dict[str, Any]:
-    out: dict[str, Any] = {
-        "patch_size": vision.patch_size,
-        "merge_kernel_size": list(vision.merge_kernel_size),
-    }
-    sizes = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers")
-    out |= {name: getattr(vision, f"vt_{name}") for name in sizes}
-    out |= {
-        f"init_pos_emb_{axis}": getattr(vision, f"init_pos_emb_{axis}")
-        for axis in ("height", "width")
-    }
-    if config.model_type == "kimi_vl":
-        return {"model_type": "moonvit", **out}
-    out |= {f"vt_{name}": getattr(vision, f"vt_{name}") for name in sizes}
-    out["init_pos_emb_time"] = vision.init_pos_emb_time
-    out |= {
-        f"pos_emb_{axis}": getattr(vision, f"init_pos_emb_{axis}")
-        for axis in ("height", "width", "time")
-    }
-    out |= {name: values[0] for name, values in _ONLY_VISION.items()}
-    out |= {
-        "mm_hidden_size": vision.vt_hidden_size,
-        "text_hidden_size": config.hidden_size,
-        "projector_ln_eps": vision.projector_ln_eps,
-    }
-    return out
-
-
-def _quantization_to_hf(quant: QuantConfig) -> dict[str, Any]:
-    if quant.method == "fp8":
-        return {
-            "quant_method": "fp8",
-            "fmt": "e4m3",
-            "weight_block_size": [128, 128],
-            "activation_scheme": "dynamic",
-        }
-    weights = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 32,
-               "dynamic": False, "observer": "minmax", "actorder": None, "block_structure": None}  # fmt: skip
-    return {
-        "quant_method": "compressed-tensors",
-        "format": "pack-quantized",
-        "quantization_status": "compressed",
-        "kv_cache_scheme": None,
-        "config_groups": {
-            "group_0": {
-                "targets": ["Linear"],
-                "weights": weights,
-                "input_activations": None,
-                "output_activations": None,
-            }
-        },
-        "ignore": list(quant.ignore),
-    }
-
-
-class _Keys:
-    """Takes keys out of a JSON object one by one, so that at the end the unknown ones are left."""
-
-    def __init__(self, raw: Mapping[str, Any], inert: frozenset[str], prefix: str) -> None:
-        self.values = dict(raw)
-        self.inert = inert
-        self.prefix = prefix
-
-    def peek(self, name: str, default: Any) -> Any:
-        value = self.values.get(name)
-        return default if value is None else value
-
-    def take(self, name: str, *default: Any) -> Any:
-        if name in self.values:
-            return self.values.pop(name)
-        if default:
-            return default[0]
-        raise ConfigError(f"{self.prefix}{name} is missing")
-
-    def choice(self, name: str, allowed: tuple[str, ...], defaults: Mapping[str, Any]) -> Any:
-        value = self.take(name, None)
-        value = defaults[name] if value is None else value
-        if value not in allowed:
-            raise NotSupportedError(
-                f"{self.prefix}{name} {value!r} is not supported here ({', '.join(allowed)})"
-            )
-        return value
-
-    def only(self, allowed: Mapping[str, tuple[Any, ...]]) -> None:
-        for name, values in allowed.items():
-            value = self.take(name, values[0])
-            if value not in values:
-                raise NotSupportedError(
-                    f"{self.prefix}{name} {value!r} is not supported (only {values[0]!r} is)"
-                )
-
-    def finish(self) -> None:
-        unknown = sorted(set(self.values) - self.inert)
-        if unknown:
-            raise ConfigError(
-                f"unknown keys {', '.join(self.prefix + name for name in unknown)}: "
-                "moonlet refuses what it does not understand"
-            )
 
 
 def _token_ids(value: Any) -> tuple[int, ...]:
