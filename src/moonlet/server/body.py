@@ -1,0 +1,92 @@
+"""A request body as a JSON object, or a refusal: nothing a client sends may hurt the server.
+
+Guarded against: bodies over the limit (before they are in memory), invalid UTF-8 and JSON, NaN and
+infinities, integers of thousands of digits, nesting deeper than any real request, and lone
+surrogates, which Python's JSON accepts but no UTF-8 answer or tokenizer can carry.
+"""
+
+import json
+import re
+from typing import Any
+
+from starlette.requests import Request
+
+from moonlet.server.errors import ApiError
+
+MAX_DEPTH = 128  # a JSON schema of depth 30 inside a tool needs about 70
+
+_SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
+async def read_object(request: Request, max_body_bytes: int) -> dict[str, Any]:
+    """The body of `request` as a JSON object. Raises ApiError (400 or 413)."""
+    return parse_object(await _read(request, max_body_bytes))
+
+
+async def _read(request: Request, max_body_bytes: int) -> bytes:
+    """The raw body, never holding more than `max_body_bytes`.
+
+    What comes beyond the limit is dropped as it arrives, up to as much again: a client that is still
+    sending when the connection closes would see a reset instead of the answer.
+    """
+    too_large = ApiError(
+        f"the body is larger than the {max_body_bytes} bytes that this server accepts",
+        status=413,
+        code="body_too_large",
+    )
+    if int(request.headers.get("content-length", 0)) > 2 * max_body_bytes:
+        raise too_large
+    body = bytearray()
+    size = 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size <= max_body_bytes:
+            body += chunk
+        elif size > 2 * max_body_bytes:
+            break
+    if size > max_body_bytes:
+        raise too_large
+    return bytes(body)
+
+
+def parse_object(body: bytes) -> dict[str, Any]:
+    """`body` as a JSON object with only finite numbers and well-formed text. Raises ApiError (400)."""
+    try:
+        value = json.loads(body.decode(), parse_constant=_refuse_constant)
+    except RecursionError:
+        raise _too_deep() from None
+    except ValueError as error:  # not JSON, not UTF-8, or an integer of thousands of digits
+        raise ApiError(f"the body is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ApiError("the body must be a JSON object")
+    if _is_deeper(value, MAX_DEPTH):
+        raise _too_deep()
+    return _without_lone_surrogates(value) if _SURROGATE_ESCAPE.search(body) else value
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _too_deep() -> ApiError:
+    return ApiError(f"the body is nested deeper than {MAX_DEPTH} levels")
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    row = [value]
+    for _ in range(levels):
+        row = [
+            child
+            for item in row
+            if isinstance(item, dict | list)
+            for child in (item.values() if isinstance(item, dict) else item)
+        ]
+        if not row:
+            return False
+    return True
+
+
+def _without_lone_surrogates(value: Any) -> Any:
+    """The same value with every unpaired surrogate replaced by U+FFFD."""
+    text = json.dumps(value, ensure_ascii=False)
+    return json.loads(text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace"))

@@ -1,0 +1,83 @@
+"""Failures as the error object of the OpenAI API, with the `type` words of the Kimi API.
+
+    {"error": {"message": str, "type": str, "param": str | None, "code": str | None}}
+
+| status | type                     | code               | when                                       |
+| ------ | ------------------------ | ------------------ | ------------------------------------------ |
+| 400    | invalid_request_error    |                    | a body, field, prompt or image that cannot be used |
+| 404    | resource_not_found_error | model_not_found    | another model than the one served           |
+| 404    | resource_not_found_error | unknown_url        | no such route                               |
+| 405    | invalid_request_error    | method_not_allowed | the route exists, the method does not       |
+| 413    | invalid_request_error    | body_too_large     | more bytes than the server accepts          |
+| 500    | server_error             |                    | our fault; the log has the details, the answer has not |
+
+Validation never answers 422: clients of this API know 400.
+"""
+
+import logging
+
+from starlette.exceptions import HTTPException
+
+from moonlet.errors import EngineError, MediaError, MoonletError, NotSupportedError, PromptError
+
+logger = logging.getLogger(__name__)
+
+
+class ApiError(MoonletError):
+    """A refusal that already knows its HTTP status. `param` names the field of the request."""
+
+    def __init__(
+        self,
+        message: str,
+        param: str | None = None,
+        *,
+        status: int = 400,
+        kind: str = "invalid_request_error",
+        code: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.status = status
+        self.kind = kind
+        self.code = code
+
+    @property
+    def body(self) -> dict[str, object]:
+        """The JSON object of the answer."""
+        return {
+            "error": {
+                "message": self.message,
+                "type": self.kind,
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+
+def as_api_error(error: Exception) -> ApiError:
+    """`error` as the refusal that a client may see; what a client may not see goes to the log."""
+    match error:
+        case ApiError():
+            return error
+        case PromptError() | MediaError():
+            return ApiError(error.message, error.param)
+        case NotSupportedError():
+            return ApiError(str(error))
+        case HTTPException():
+            return _from_http(error)
+    logger.error("a request failed", exc_info=error)
+    # The message of an EngineError is written for the user; anything else may show internals.
+    message = (
+        str(error) if isinstance(error, EngineError) else "the server failed; its log says why"
+    )
+    return ApiError(message, status=500, kind="server_error")
+
+
+def _from_http(error: HTTPException) -> ApiError:
+    """What the router refuses: 404 and 405."""
+    if error.status_code == 404:
+        message = "no such route; the API is under /v1, for instance /v1/chat/completions"
+        return ApiError(message, status=404, kind="resource_not_found_error", code="unknown_url")
+    code = "method_not_allowed" if error.status_code == 405 else None
+    return ApiError(str(error.detail), status=error.status_code, code=code)

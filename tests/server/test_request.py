@@ -1,0 +1,284 @@
+"""What a request may say: every field's good and bad values, and random bodies that must not hurt."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from moonlet.chat.fake import CARD, FakeProvider, says
+from moonlet.errors import PromptError
+from moonlet.server import create_app
+from moonlet.server.body import MAX_DEPTH, parse_object
+from moonlet.server.errors import ApiError
+from moonlet.server.request import ApiRequest, parse_request
+from tests.server.running import Running, serving
+
+BODY: dict[str, Any] = {"model": "fake", "messages": [{"role": "user", "content": "hi"}]}
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+
+
+def parsed(**fields: Any) -> ApiRequest:
+    return parse_request({**BODY, **fields}, CARD)
+
+
+def test_defaults() -> None:
+    request = parsed()
+    assert request.chat.thinking
+    assert not request.chat.preserve_thinking
+    assert request.chat.max_tokens is None
+    assert set(vars(request.chat.sampling).values()) == {None}
+    assert (request.stream, request.include_usage, request.chat.stop) == (False, False, ())
+
+
+def test_null_is_absent() -> None:
+    names = "temperature top_p top_k seed stop max_tokens max_completion_tokens n stream tools"
+    names += " tool_choice thinking chat_template_kwargs response_format stream_options logprobs"
+    assert parsed(**dict.fromkeys(names.split())) == parsed()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"n": 1},
+        {"logprobs": False, "top_logprobs": 0, "logit_bias": {}},
+        {"presence_penalty": 0, "frequency_penalty": 0.0, "repetition_penalty": 1.0, "min_p": 0},
+        {"response_format": {"type": "text"}},
+        {"user": "me", "store": True, "metadata": {"a": "b"}, "made_up": [1, {}]},
+        {"thinking": {"type": "enabled"}, "chat_template_kwargs": {"thinking": True}},
+        {"stream_options": {"include_usage": False, "include_obfuscation": True}},
+        {"tools": [], "tool_choice": "auto"},
+    ],
+)
+def test_what_changes_nothing(fields: dict[str, Any]) -> None:
+    assert parsed(**fields) == parsed()
+
+
+@pytest.mark.parametrize(
+    ("fields", "thinking"),
+    [
+        ({"thinking": {"type": "disabled"}}, False),
+        ({"thinking": {"type": "enabled"}}, True),
+        ({"chat_template_kwargs": {"thinking": False}}, False),
+        ({"chat_template_kwargs": {"enable_thinking": False, "other": 3}}, False),
+    ],
+)
+def test_the_thinking_switch(fields: dict[str, Any], thinking: bool) -> None:
+    assert parsed(**fields).chat.thinking is thinking
+
+
+def test_reasoning_may_be_preserved_in_either_spelling() -> None:
+    assert parsed(thinking={"keep": "all"}).chat.preserve_thinking
+    assert parsed(chat_template_kwargs={"preserve_thinking": True}).chat.preserve_thinking
+
+
+def test_a_model_that_cannot_think() -> None:
+    card = replace(CARD, supports_reasoning=False)
+    assert not parse_request(BODY, card).chat.thinking
+    with pytest.raises(ApiError, match="cannot think"):
+        parse_request({**BODY, "thinking": {"type": "enabled"}}, card)
+
+
+def test_stop_and_limits() -> None:
+    assert parsed(stop="a").chat.stop == ("a",)
+    assert parsed(stop=list("abcde")).chat.stop == tuple("abcde")
+    assert parsed(max_tokens=5).chat.max_tokens == 5
+    assert parsed(max_tokens=5, max_completion_tokens=5).chat.max_tokens == 5
+    assert parsed(max_completion_tokens=CARD.context_length).chat.max_tokens == CARD.context_length
+
+
+def test_tools_go_on_unchanged() -> None:
+    assert parsed(tools=[TOOL]).chat.tools == [TOOL]
+    assert parsed(tools=[TOOL], tool_choice="none").chat.tools is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"model": None}, "model"),
+        ({"model": 3}, "model"),
+        ({"model": "other"}, "model"),
+        ({"messages": None}, "messages"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "king", "content": "x"}]}, "messages[0].role"),
+        ({"temperature": -0.1}, "temperature"),
+        ({"temperature": 2.1}, "temperature"),
+        ({"temperature": "1"}, "temperature"),
+        ({"temperature": True}, "temperature"),
+        ({"temperature": float("inf")}, "temperature"),
+        ({"temperature": 10**400}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"top_p": 1.01}, "top_p"),
+        ({"top_k": -2}, "top_k"),
+        ({"top_k": 1.0}, "top_k"),
+        ({"seed": 2**63}, "seed"),
+        ({"stop": ""}, "stop"),
+        ({"stop": ["a", ""]}, "stop"),
+        ({"stop": [1]}, "stop"),
+        ({"stop": list("abcdef")}, "stop"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": CARD.context_length + 1}, "max_tokens"),
+        ({"max_completion_tokens": 1.5}, "max_completion_tokens"),
+        ({"max_tokens": 1, "max_completion_tokens": 2}, "max_tokens"),
+        ({"n": 2}, "n"),
+        ({"n": True}, "n"),
+        ({"stream": 1}, "stream"),
+        ({"stream_options": []}, "stream_options"),
+        ({"stream_options": {"include_usage": "yes"}}, "stream_options.include_usage"),
+        ({"logprobs": True}, "logprobs"),
+        ({"top_logprobs": 3}, "top_logprobs"),
+        ({"logit_bias": {"1": 1}}, "logit_bias"),
+        ({"presence_penalty": 0.5}, "presence_penalty"),
+        ({"parallel_tool_calls": False}, "parallel_tool_calls"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format"),
+        ({"response_format": "json"}, "response_format"),
+        ({"thinking": True}, "thinking"),
+        ({"thinking": {"type": "on"}}, "thinking.type"),
+        ({"thinking": {"type": "enabled", "budget": 1}}, "thinking"),
+        ({"thinking": {"keep": "some"}}, "thinking.keep"),
+        ({"chat_template_kwargs": {"thinking": 1}}, "chat_template_kwargs.thinking"),
+        (
+            {"thinking": {"type": "disabled"}, "chat_template_kwargs": {"thinking": True}},
+            "thinking",
+        ),
+        ({"chat_template_kwargs": {"enable_thinking": False, "thinking": True}}, "thinking"),
+        ({"tools": {}}, "tools"),
+        ({"tools": [TOOL] * 2}, "tools"),
+        ({"tools": [TOOL] * 129}, "tools"),
+        ({"tools": [3]}, "tools[0]"),
+        ({"tools": [{"type": "builtin_function"}]}, "tools[0].type"),
+        ({"tools": [{"type": "function"}]}, "tools[0].function.name"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
+        (
+            {"tools": [{"type": "function", "function": {"name": "a", "parameters": 3}}]},
+            "tools[0].function.parameters",
+        ),
+        ({"tools": [TOOL], "tool_choice": "required"}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": {"type": "function"}}, "tool_choice"),
+        ({"tool_choice": "maybe"}, "tool_choice"),
+        ({"tool_choice": [1]}, "tool_choice"),
+    ],
+)
+def test_refusals_name_the_field(fields: dict[str, Any], param: str) -> None:
+    with pytest.raises((ApiError, PromptError)) as caught:
+        parsed(**fields)
+    assert caught.value.param == param
+    assert len(caught.value.message) < 300
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b"", "not valid JSON"),
+        (b"{", "not valid JSON"),
+        (b"\xff\xfe{}", "not valid JSON"),
+        (b'{"a": NaN}', "NaN is not a JSON number"),
+        (b'{"a": -Infinity}', "Infinity is not a JSON number"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "not valid JSON"),
+        (b"[1]", "must be a JSON object"),
+        (b"null", "must be a JSON object"),
+        (b'{"a":' * 200 + b"1" + b"}" * 200, f"deeper than {MAX_DEPTH}"),
+        (b"[" * 1_000_000, f"deeper than {MAX_DEPTH}"),
+    ],
+)
+def test_bodies_that_are_not_a_json_object(body: bytes, says: str) -> None:
+    with pytest.raises(ApiError, match=says) as caught:
+        parse_object(body)
+    assert caught.value.status == 400
+
+
+def test_depth_is_counted_exactly() -> None:
+    deepest = MAX_DEPTH - 1  # the object itself is the first level
+    assert parse_object(b'{"a":' + b"[" * deepest + b"]" * deepest + b"}")
+    with pytest.raises(ApiError, match="nested"):
+        parse_object(b'{"a":' + b"[" * (deepest + 1) + b"]" * (deepest + 1) + b"}")
+
+
+def test_lone_surrogates_become_replacement_characters() -> None:
+    body = rb'{"lone": "a\ud800b", "\udfff": 1, "pair": "\ud83d\ude00", "escaped": "\\ud800"}'
+    assert parse_object(body) == {
+        "lone": "a\ufffdb",
+        "\ufffd": 1,
+        "pair": "\U0001f600",
+        "escaped": "\\ud800",
+    }
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Running]:
+    with serving(create_app(FakeProvider(says("ok")))) as running:
+        yield running
+
+
+def test_lone_surrogates_do_not_hurt_the_answer(server: Running) -> None:
+    status, answer = server.post(rb'{"model": "\ud800"}')
+    assert status == 404
+    assert "\ufffd" in answer["error"]["message"]
+
+
+ANY_TEXT = st.text(st.characters(exclude_categories=()))  # lone surrogates too
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | ANY_TEXT,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(ANY_TEXT, inner, max_size=4),
+    max_leaves=12,
+)
+FIELDS = [
+    "temperature",
+    "top_p",
+    "top_k",
+    "seed",
+    "stop",
+    "max_tokens",
+    "max_completion_tokens",
+    "n",
+    "stream",
+    "stream_options",
+    "tools",
+    "tool_choice",
+    "thinking",
+    "chat_template_kwargs",
+    "response_format",
+    "logprobs",
+    "functions",
+]
+PART = st.fixed_dictionaries(
+    {}, optional={"type": st.sampled_from(["text", "image_url"]), "text": JSON}
+)
+MESSAGE = st.fixed_dictionaries(
+    {"role": st.sampled_from(["system", "user", "assistant", "tool"]) | JSON},
+    optional={"content": JSON | st.lists(PART), "tool_calls": JSON, "name": JSON},
+)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.fixed_dictionaries(
+        {
+            "model": st.just("fake") | JSON,
+            "messages": st.just(BODY["messages"]) | st.lists(MESSAGE),
+        },
+        optional=dict.fromkeys(FIELDS, JSON),
+    )
+)
+def test_no_body_is_our_fault(server: Running, body: dict[str, Any]) -> None:
+    """Whatever a well-formed JSON object holds, the answer is an answer or a refusal with its reason."""
+    if body.get("stream") is True:
+        body["stream"] = False
+    status, answer = server.post(json.dumps(body).encode())
+    assert status in (200, 400, 404), answer
+    if status == 200:
+        assert answer["choices"][0]["message"]["content"] == "ok"
+    else:
+        assert set(answer["error"]) == {"message", "type", "param", "code"}
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
+def test_no_bytes_are_our_fault(server: Running, body: bytes) -> None:
+    status, answer = server.post(body)
+    assert status == 400
+    assert answer["error"]["type"] == "invalid_request_error"
