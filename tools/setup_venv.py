@@ -65,7 +65,7 @@ def fingerprint() -> str:
 
 def gpu_packages(names: Iterable[str]) -> list[str]:
     """Those of the distributions' `names` that exist only for a GPU build of torch."""
-    return sorted(name for name in names if name.lower().startswith(GPU_PREFIXES))
+    return sorted(n for n in names if n.lower().replace("_", "-").startswith(GPU_PREFIXES))
 
 
 def installed(venv: Path) -> list[str]:
