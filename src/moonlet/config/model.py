@@ -85,15 +85,19 @@ class VisionConfig:
     def __post_init__(self) -> None:
         sizes = ("vt_hidden_size", "vt_intermediate_size", "vt_num_attention_heads", "patch_size")
         _positive(self, (*sizes, "init_pos_emb_height", "init_pos_emb_width"))
-        _require(self.vt_num_hidden_layers in range(1, 1001), "vt_num_hidden_layers",
-                 self.vt_num_hidden_layers, "1 to 1000")  # fmt: skip
+        _whole(self, "vt_num_hidden_layers", 1, 1000)
         head_dim, rest = divmod(self.vt_hidden_size, self.vt_num_attention_heads)
         _require(rest == 0 and head_dim % 4 == 0, "vt_hidden_size", self.vt_hidden_size,
                  f"a multiple of 4 * vt_num_attention_heads ({self.vt_num_attention_heads})")  # fmt: skip
-        _require(len(self.merge_kernel_size) == 2 and all(0 < k <= 16 for k in self.merge_kernel_size),
-                 "merge_kernel_size", self.merge_kernel_size, "two numbers from 1 to 16")  # fmt: skip
-        _require(self.init_pos_emb_time is None or 0 < self.init_pos_emb_time <= 1024,
-                 "init_pos_emb_time", self.init_pos_emb_time, "1 to 1024")  # fmt: skip
+        sides = [_is_whole(side, 1, 16) for side in self.merge_kernel_size]
+        _require(
+            sides == [True, True],
+            "merge_kernel_size",
+            self.merge_kernel_size,
+            "two numbers from 1 to 16",
+        )
+        if self.init_pos_emb_time is not None:
+            _whole(self, "init_pos_emb_time", 1, 1024)
 
     @property
     def merged_size(self) -> int:
@@ -163,16 +167,13 @@ class ModelConfig:
         ))  # fmt: skip
         if self.q_lora_rank is not None:
             _positive(self, ("q_lora_rank",))
-        _require(0 < self.num_hidden_layers <= 10_000, "num_hidden_layers",
-                 self.num_hidden_layers, "1 to 10000")  # fmt: skip
+        _whole(self, "num_hidden_layers", 1, 10_000)
         _require(self.qk_rope_head_dim % 2 == 0, "qk_rope_head_dim", self.qk_rope_head_dim, "even")
         _require(
             0 <= self.n_shared_experts <= 64, "n_shared_experts", self.n_shared_experts, "0 to 64"
         )
-        _require(0 <= self.first_k_dense_replace <= self.num_hidden_layers, "first_k_dense_replace",
-                 self.first_k_dense_replace, f"0 to {self.num_hidden_layers}")  # fmt: skip
-        _require(0 <= self.num_nextn_predict_layers <= 64, "num_nextn_predict_layers",
-                 self.num_nextn_predict_layers, "0 to 64")  # fmt: skip
+        _whole(self, "first_k_dense_replace", 0, self.num_hidden_layers)
+        _whole(self, "num_nextn_predict_layers", 0, 64)
         _require(0 < self.rms_norm_eps < 1, "rms_norm_eps", self.rms_norm_eps, "between 0 and 1")
         _require(self.n_routed_experts % self.n_group == 0, "n_routed_experts",
                  self.n_routed_experts, f"a multiple of n_group ({self.n_group})")  # fmt: skip
@@ -181,9 +182,11 @@ class ModelConfig:
         reachable = self.n_routed_experts // self.n_group * self.topk_group
         _require(self.num_experts_per_tok <= reachable, "num_experts_per_tok",
                  self.num_experts_per_tok, f"at most the {reachable} experts it can choose from")  # fmt: skip
+        for name in ("bos_token_id", "pad_token_id"):
+            if getattr(self, name) is not None:
+                _whole(self, name, 0, _SIZE_LIMIT)
         if self.vision is not None:
-            _require(self.media_placeholder_token_id in range(self.vocab_size), "media_placeholder_token_id",
-                     self.media_placeholder_token_id, f"an id below vocab_size ({self.vocab_size})")  # fmt: skip
+            _whole(self, "media_placeholder_token_id", 0, self.vocab_size - 1)
 
     @property
     def qk_head_dim(self) -> int:
@@ -205,14 +208,21 @@ class ModelConfig:
         return self.topk_method == "noaux_tc"
 
 
-_SIZE_LIMIT = 2**31  # no dimension of a real model comes near; keeps products inside 64 bits
+_SIZE_LIMIT = 2**31 - 1  # no dimension of a real model comes near; keeps products inside 64 bits
 
 
 def _positive(config: object, names: tuple[str, ...]) -> None:
     for name in names:
-        value = getattr(config, name)
-        ok = isinstance(value, int) and not isinstance(value, bool) and 0 < value < _SIZE_LIMIT
-        _require(ok, name, value, "a positive whole number below 2^31")
+        _whole(config, name, 1, _SIZE_LIMIT)
+
+
+def _whole(config: object, name: str, low: int, high: int) -> None:
+    value = getattr(config, name)
+    _require(_is_whole(value, low, high), name, value, f"a whole number from {low} to {high}")
+
+
+def _is_whole(value: object, low: int, high: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
 
 def _require(ok: bool, name: str, value: object, wanted: str) -> None:

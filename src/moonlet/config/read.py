@@ -120,7 +120,7 @@ def _multimodal(raw: dict[str, Any], model_type: ModelType) -> ModelConfig:
 
 
 def _text(keys: "Keys", model_type: ModelType, text_type: str, more: dict[str, Any]) -> ModelConfig:
-    if text_type not in DEFAULTS:
+    if not isinstance(text_type, str) or text_type not in DEFAULTS:
         raise NotSupportedError(
             f"text network {text_type!r} is not of this family ({', '.join(DEFAULTS)})"
         )
