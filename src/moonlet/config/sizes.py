@@ -1,0 +1,132 @@
+"""How large a model is, from its configuration alone: parameters, stored bytes, cache bytes per token.
+
+Everything is counted over `tensor_specs`, so that it agrees with what is loaded. A multi-token
+prediction layer (`num_nextn_predict_layers`) may lie beside the weights on disk; moonlet does not
+load it and it is not counted.
+"""
+
+from dataclasses import dataclass
+from math import ceil
+from typing import Literal
+
+from moonlet.config.model import ModelConfig
+from moonlet.config.tensors import Part, TensorSpec, tensor_specs
+
+Stored = Literal["int4", "fp8", "bfloat16", "float16", "float32"]
+
+VISION_TOWER: tuple[Part, ...] = ("vision",)
+PROJECTOR: tuple[Part, ...] = ("projector",)
+# Everything else is the language model.
+
+_FLOAT_BYTES: dict[Stored, int] = {"bfloat16": 2, "float16": 2, "float32": 4}
+_INT4_GROUP = 32  # columns that share a bf16 scale
+_FP8_BLOCK = 128  # rows and columns that share a float32 scale
+# DeepSeek's FP8 files keep embedding, head, router and norms as they were trained.
+_FP8_PARTS = ("attention", "dense", "experts", "shared_experts")
+
+
+@dataclass(frozen=True)
+class PartSize:
+    """One part of the model: its parameters, and the bytes of each type it is stored in."""
+
+    parameters: int
+    bytes_by_type: dict[Stored, int]
+
+    @property
+    def bytes_total(self) -> int:
+        return sum(self.bytes_by_type.values())
+
+
+@dataclass(frozen=True)
+class ModelSizes:
+    """Sizes of the parts that the model has, in the order of the network."""
+
+    parts: dict[Part, PartSize]
+    parameters_active: int
+    cache_bytes_per_token: int
+
+    def parameters(self, *parts: Part) -> int:
+        """Parameters of the named parts together."""
+        return sum(self.parts[part].parameters for part in parts if part in self.parts)
+
+    def bytes_stored(self, *parts: Part) -> int:
+        """Bytes of the named parts together."""
+        return sum(self.parts[part].bytes_total for part in parts if part in self.parts)
+
+    @property
+    def language_model(self) -> tuple[Part, ...]:
+        """The parts that are neither vision tower nor projector."""
+        return tuple(part for part in self.parts if part not in (*VISION_TOWER, *PROJECTOR))
+
+    @property
+    def parameters_active_with_embedding(self) -> int:
+        return self.parameters_active + self.parameters("embedding")
+
+
+def model_sizes(
+    config: ModelConfig, stored: Literal["native", "int4", "float"] = "native"
+) -> ModelSizes:
+    """Sizes of `config`: as published, or as if it were stored in INT4 or in plain floats.
+
+    "int4" is Kimi's own recipe whatever the configuration says: routed experts in groups of 32 with
+    a bf16 scale each (4.5 bits per weight), everything else in `config.dtype`. Active parameters are
+    those that one token of text passes through, the input embedding (a lookup) left out.
+    """
+    native = config.quantization.method if config.quantization else "float"
+    method = native if stored == "native" else stored
+    grouped: dict[Part, list[TensorSpec]] = {}
+    for spec in tensor_specs(config):
+        grouped.setdefault(spec.part, []).append(spec)
+    parts: dict[Part, PartSize] = {
+        part: _part_size(config, method, specs) for part, specs in grouped.items()
+    }
+    experts = parts["experts"].parameters if "experts" in parts else 0
+    unused = ("embedding", *VISION_TOWER, *PROJECTOR)
+    return ModelSizes(
+        parts=parts,
+        parameters_active=sum(size.parameters for part, size in parts.items() if part not in unused)
+        - experts
+        // config.n_routed_experts
+        * (config.n_routed_experts - config.num_experts_per_tok),
+        cache_bytes_per_token=config.num_hidden_layers * config.latent_size * 2,  # bf16
+    )
+
+
+def _part_size(config: ModelConfig, method: str, specs: list[TensorSpec]) -> PartSize:
+    by_type: dict[Stored, int] = {}
+    for spec in specs:
+        kind = _stored_type(config, method, spec)
+        by_type[kind] = by_type.get(kind, 0) + _stored_bytes(kind, spec)
+    return PartSize(sum(spec.numel for spec in specs), by_type)
+
+
+def _stored_type(config: ModelConfig, method: str, spec: TensorSpec) -> Stored:
+    if spec.float32:
+        return "float32"
+    if method == "int4" and spec.part == "experts":
+        return "int4"
+    if method == "fp8" and spec.part in _FP8_PARTS:
+        return "fp8"
+    return config.dtype
+
+
+def _stored_bytes(kind: Stored, spec: TensorSpec) -> int:
+    """Bytes of the values and their scales; headers and the shape entries of INT4 are left out."""
+    if kind in _FLOAT_BYTES:
+        return spec.numel * _FLOAT_BYTES[kind]
+    num, rows, columns = _matrices(spec)
+    if kind == "int4":
+        return num * rows * (4 * ceil(columns / 8) + 2 * ceil(columns / _INT4_GROUP))
+    return num * (rows * columns + 4 * ceil(rows / _FP8_BLOCK) * ceil(columns / _FP8_BLOCK))
+
+
+def _matrices(spec: TensorSpec) -> tuple[int, int, int]:
+    """(how many, rows, columns) of the matrices as they are stored: experts one by one, gate apart from up."""
+    if len(spec.shape) == 2:
+        return 1, *spec.shape
+    num, rows, columns = spec.shape
+    return (
+        (2 * num, rows // 2, columns)
+        if spec.name.endswith("gate_up_proj")
+        else (num, rows, columns)
+    )
