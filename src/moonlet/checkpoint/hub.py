@@ -1,0 +1,69 @@
+"""From what a user typed for MODEL to a folder on this machine."""
+
+import re
+from pathlib import Path
+from typing import cast
+
+from moonlet.errors import CheckpointError, NotSupportedError
+
+# Data only: nothing that could be executed is ever fetched.
+PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.txt", "tiktoken.model"]
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+
+
+def resolve(model: str) -> Path:
+    """The folder of a checkpoint: `model` itself, or the download of the repository `org/name`.
+
+    A download goes to the cache of huggingface_hub and is taken from there the next time. Raises
+    CheckpointError when there is no such folder or repository or it cannot be fetched,
+    NotSupportedError for a GGUF file.
+    """
+    if model.lower().endswith(".gguf"):
+        raise NotSupportedError(
+            f"{model}: GGUF files are not supported yet; give a folder of safetensors"
+        )
+    try:
+        path = Path(model).expanduser()
+        exists = path.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, no such user, a null character
+        raise CheckpointError(f"{model[:200]!r} is not a path: {error}") from error
+    if path.is_dir():
+        return path
+    if exists:
+        raise CheckpointError(f"{model} is a file; give the folder that it lies in")
+    if not _REPOSITORY.fullmatch(model):
+        raise CheckpointError(
+            f"{model!r} is neither a folder here nor a repository name like org/name"
+        )
+    return _download(model)
+
+
+def _download(repository: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    # The bases bring the errors of the HTTP library, of which releases of the hub use different ones.
+    refusals = (*HfHubHTTPError.__bases__, HFValidationError, OSError)
+    try:
+        return Path(snapshot_download(repository, allow_patterns=PATTERNS))
+    except GatedRepoError as error:  # a kind of RepositoryNotFoundError, so it comes first
+        reason = (
+            "it asks you to accept its terms on huggingface.co and to log in with `hf auth login`"
+        )
+        raise CheckpointError(f"cannot download {repository}: {reason}") from error
+    except RepositoryNotFoundError as error:
+        raise CheckpointError(
+            f"there is no folder {repository} here and no such public repository on huggingface.co"
+        ) from error
+    except LocalEntryNotFoundError as error:
+        reason = "huggingface.co cannot be reached and there is no earlier download"
+        raise CheckpointError(f"cannot get {repository}: {reason}; check the network") from error
+    except cast(tuple[type[Exception], ...], refusals) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"cannot download {repository}: {reason}") from error
