@@ -28,6 +28,7 @@ LOG = ROOT / "build" / "setup.log"
 LOCK = ROOT / "build" / "setup.lock"
 TARGETS = {"run": ".", "dev": ".[dev]"}
 GPU_PREFIXES = ("nvidia-", "cuda-", "triton", "pytorch-triton")
+Command = list[str]
 
 
 class SetupError(Exception):
@@ -96,7 +97,12 @@ def _set_up(profile: str, fresh: bool) -> None:
     # pip sees the CPU build where its configuration offers one, and always on macOS. Elsewhere uv, which
     # knows by itself where the PyTorch project publishes its CPU builds, fetches it.
     cpu_torch = [*uv, "--torch-backend=cpu", "--constraints", "constraints.txt", "torch"]
-    _step("PyTorch, CPU build", [[*pip, "torch"]], otherwise=[[*pip, "uv"], cpu_torch])
+    _step(
+        "PyTorch, CPU build",
+        [[*pip, "torch"]],
+        otherwise=[[*pip, "uv"], cpu_torch],
+        hint=", and a package index that has the torch of constraints.txt must be in reach",
+    )
     what = "moonlet and its kernels" + (", test tools" if profile == "dev" else "")
     _step(what, [[*pip, "--editable", TARGETS[profile]]])
     if extra := gpu_packages(installed(VENV)):
@@ -117,7 +123,9 @@ def _require_compiler() -> None:
         )
 
 
-def _step(what: str, commands: list[list[str]], otherwise: list[list[str]] | None = None) -> None:
+def _step(
+    what: str, commands: list[Command], otherwise: list[Command] | None = None, hint: str = ""
+) -> None:
     """Run `commands` one after another; if one fails, run those of `otherwise` in their place."""
     print(f"  {what} ...", end=" ", file=sys.stderr, flush=True)
     start = time.monotonic()
@@ -125,12 +133,12 @@ def _step(what: str, commands: list[list[str]], otherwise: list[list[str]] | Non
         print("failed", file=sys.stderr)
         sys.stderr.write("".join(LOG.read_text().splitlines(keepends=True)[-15:]))
         raise SetupError(
-            f"could not install {what}; the lines above are the end of {LOG.relative_to(ROOT)}"
+            f"could not install {what}; the lines above are the end of {LOG.relative_to(ROOT)}{hint}"
         )
     print(f"{time.monotonic() - start:.0f} s", file=sys.stderr)
 
 
-def _run(commands: list[list[str]]) -> bool:
+def _run(commands: list[Command]) -> bool:
     # Through the environment the pins also reach the isolated environment in which the package is built;
     # newer pips have a name of their own for that. Relative, because pip splits the value at spaces.
     pins = {"PIP_CONSTRAINT": "constraints.txt", "PIP_BUILD_CONSTRAINT": "constraints.txt"}
