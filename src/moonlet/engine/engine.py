@@ -1,0 +1,176 @@
+"""Token ids in, a stream of token ids out: one request after another, on a thread of its own.
+
+The engine knows nothing of text. Its whole interface is `submit`, the `Stream` it returns, and
+`close`; a scheduler that runs many requests together can stand behind the same three.
+"""
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+from moonlet.chat.media import MediaItem
+from moonlet.engine.sampler import Sampler, SamplingParams
+from moonlet.errors import EngineError, MoonletError
+from moonlet.model import LatentCache, Media, Model
+
+_PREFILL_CHUNK = 1024  # tokens between two looks at whether the request was cancelled
+
+
+@dataclass(frozen=True)
+class GenerateRequest:
+    """A prompt with its media in order, how to sample, and at most how many tokens to make."""
+
+    token_ids: list[int]
+    max_tokens: int
+    media: list[MediaItem] = field(default_factory=list)
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Why a stream ended. `num_tokens` counts the end token too, which is not part of the stream."""
+
+    reason: Literal["stop", "length", "cancelled"]
+    num_tokens: int
+
+
+Item = int | Finished | MoonletError
+
+
+class Stream:
+    """The answer to one request.
+
+    Iterating blocks until the next token and raises the error that ended the generation, if one did.
+    `cancel` may be called from any thread and frees the engine within one step. With `sink`, items go
+    there instead, on the engine's thread: each token, then one Finished or error.
+    """
+
+    def __init__(self, sink: Callable[[Item], None] | None = None) -> None:
+        self._items: queue.SimpleQueue[Item] = queue.SimpleQueue()
+        self._put = sink or self._items.put
+        self._cancelled = threading.Event()
+        self.finished: Finished | None = None
+
+    def cancel(self) -> None:
+        self._cancelled.set()
+
+    def __iter__(self) -> Iterator[int]:
+        while self.finished is None:
+            item = self._items.get()
+            if isinstance(item, MoonletError):
+                raise item
+            if isinstance(item, Finished):
+                self.finished = item
+            else:
+                yield item
+
+
+class Engine:
+    """Runs `model` for requests in the order they come.
+
+    end_ids: tokens that end an answer. max_seq_len: prompt and answer together.
+    """
+
+    def __init__(
+        self, model: Model, end_ids: frozenset[int], max_seq_len: int | None = None
+    ) -> None:
+        self.model = model
+        self.end_ids = end_ids
+        self.max_seq_len = max_seq_len or model.config.max_position_embeddings
+        self._jobs: queue.SimpleQueue[tuple[GenerateRequest, Stream] | None] = queue.SimpleQueue()
+        self._current: Stream | None = None
+        self._thread = threading.Thread(target=self._run, name="moonlet-engine", daemon=True)
+        self._thread.start()
+
+    def submit(
+        self, request: GenerateRequest, sink: Callable[[Item], None] | None = None
+    ) -> Stream:
+        """Queues a request. Raises EngineError when it cannot fit."""
+        total = len(request.token_ids) + request.max_tokens
+        if not request.token_ids or request.max_tokens < 1 or total > self.max_seq_len:
+            raise EngineError(
+                f"a prompt of {len(request.token_ids)} tokens and {request.max_tokens} new ones do not fit "
+                f"this engine: at least one of each, at most {self.max_seq_len} together"
+            )
+        stream = Stream(sink)
+        self._jobs.put((request, stream))
+        return stream
+
+    def close(self) -> None:
+        """Ends the running request as cancelled and stops the thread."""
+        self._jobs.put(None)
+        if self._current is not None:
+            self._current.cancel()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            request, stream = job
+            self._current = stream
+            try:
+                with torch.inference_mode():
+                    last: Item = self._generate(request, stream)
+            except MoonletError as error:
+                last = error
+            except (RuntimeError, ValueError, IndexError, MemoryError) as error:
+                # Whatever torch raises must reach the one who asked, not end the thread.
+                last = EngineError(f"generation failed: {error}")
+            stream._put(last)
+
+    def _generate(self, request: GenerateRequest, stream: Stream) -> Finished:
+        sampler = Sampler(request.sampling)
+        cache = self._new_cache(len(request.token_ids) + request.max_tokens)
+        logits = None
+        for token_ids, media in self._prefill_chunks(request):
+            if stream._cancelled.is_set():
+                return Finished("cancelled", 0)
+            logits = self._step(token_ids, cache, media)
+        assert logits is not None  # submit refuses empty prompts
+        for made in range(1, request.max_tokens + 1):
+            token = sampler.draw(logits)
+            if token in self.end_ids:
+                return Finished("stop", made)
+            stream._put(token)
+            if stream._cancelled.is_set():
+                return Finished("cancelled", made)
+            if made < request.max_tokens:
+                logits = self._step([token], cache)
+        return Finished("length", request.max_tokens)
+
+    def _step(
+        self, token_ids: list[int], cache: LatentCache, media: Media | None = None
+    ) -> torch.Tensor:
+        """Logits [vocab_size] after the last of `token_ids`."""
+        hidden = self.model.hidden(torch.tensor([token_ids]), media=media, cache=cache)
+        return self.model.logits(hidden[0, -1])
+
+    def _new_cache(self, length: int) -> LatentCache:
+        weight = self.model.language_model.lm_head.weight
+        return LatentCache(self.model.config, 1, length, weight.dtype, weight.device)
+
+    def _prefill_chunks(self, request: GenerateRequest) -> Iterator[tuple[list[int], Media | None]]:
+        """The prompt in pieces, with the media that belong to each; no item is cut in two."""
+        placeholder = self.model.config.media_placeholder_token_id
+        ids, waiting = request.token_ids, list(request.media)
+        start = 0
+        while start < len(ids):
+            end = min(start + _PREFILL_CHUNK, len(ids))
+            inside, items = ids[start:end].count(placeholder) if waiting else 0, []
+            while inside > 0 and waiting:
+                items.append(waiting.pop(0))
+                inside -= items[-1].num_tokens
+            if inside < 0:  # the last item goes on behind the border: move the border to its end
+                end += -inside
+            yield ids[start:end], _pack(items)
+            start = end
+
+
+def _pack(items: list[MediaItem]) -> Media | None:
+    if not items:
+        return None
+    patches = torch.cat([torch.from_numpy(item.patches) for item in items])
+    return Media(patches, [item.grid for item in items])

@@ -1,0 +1,155 @@
+"""The engine against the bare model, and its promises about order, cancelling and errors."""
+
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+import moonlet.engine.engine as engine_module
+from moonlet.chat.media import MediaItem
+from moonlet.config import preset
+from moonlet.engine import Engine, Finished, GenerateRequest, SamplingParams
+from moonlet.errors import EngineError
+from moonlet.model import Media, Model
+
+TINY = preset("tiny")
+PAD = TINY.media_placeholder_token_id
+GREEDY = SamplingParams(temperature=0)
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return Model(TINY).eval().requires_grad_(False)
+
+
+@pytest.fixture
+def engine(model: Model) -> Iterator[Engine]:
+    engine = Engine(model, frozenset(), 300)
+    yield engine
+    engine.close()
+
+
+def greedy_by_hand(
+    model: Model, prompt: list[int], count: int, media: Media | None = None
+) -> list[int]:
+    """Without a cache: the whole sequence again for every token."""
+    ids = list(prompt)
+    with torch.inference_mode():
+        for _ in range(count):
+            ids.append(int(model(torch.tensor([ids]), media=media)[0, -1].argmax()))
+    return ids[len(prompt) :]
+
+
+def test_greedy_tokens_are_those_of_the_model(model: Model, engine: Engine) -> None:
+    prompt = [5, 9, 200, 31]
+    stream = engine.submit(GenerateRequest(prompt, 12, sampling=GREEDY))
+    assert list(stream) == greedy_by_hand(model, prompt, 12)
+    assert stream.finished == Finished("length", 12)
+
+
+def test_an_end_token_stops_and_is_counted(model: Model) -> None:
+    expected = greedy_by_hand(model, [7, 8], 6)
+    end = expected[3]
+    engine = Engine(model, frozenset({end}), 100)
+    stream = engine.submit(GenerateRequest([7, 8], 50, sampling=GREEDY))
+    tokens = list(stream)
+    assert tokens == expected[: expected.index(end)]
+    assert stream.finished == Finished("stop", len(tokens) + 1)
+    engine.close()
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 7, 1000])
+def test_prompts_in_chunks_with_media_across_the_borders(
+    model: Model, engine: Engine, monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    monkeypatch.setattr(engine_module, "_PREFILL_CHUNK", chunk)
+    rng = np.random.default_rng(0)
+    grids = [(1, 4, 4), (1, 2, 2), (2, 4, 6)]
+    items = [
+        MediaItem(rng.standard_normal((t * h * w, 3, 14, 14), dtype=np.float32), (t, h, w))
+        for t, h, w in grids
+    ]
+    prompt = [1, 2, *[PAD] * 4, *[PAD] * 1, 3, 4, 5, *[PAD] * 6, 6]
+    media = Media(torch.cat([torch.from_numpy(item.patches) for item in items]), grids)
+    stream = engine.submit(GenerateRequest(prompt, 5, items, GREEDY))
+    assert list(stream) == greedy_by_hand(model, prompt, 5, media)
+
+
+def test_the_same_seed_gives_the_same_tokens(engine: Engine) -> None:
+    def run(seed: int | None) -> list[int]:
+        return list(engine.submit(GenerateRequest([3], 20, sampling=SamplingParams(seed=seed))))
+
+    assert run(4) == run(4)
+    assert run(4) != run(5)
+    assert run(None) != run(None)
+
+
+def test_requests_are_answered_in_order(model: Model, engine: Engine) -> None:
+    streams = [engine.submit(GenerateRequest([i], 4, sampling=GREEDY)) for i in range(5)]
+    for i, stream in reversed(list(enumerate(streams))):
+        assert list(stream) == greedy_by_hand(model, [i], 4)
+
+
+def test_cancelling_frees_the_engine(engine: Engine) -> None:
+    long = engine.submit(GenerateRequest([1], 299))
+    tokens = iter(long)
+    next(tokens)
+    waiting = engine.submit(GenerateRequest([2], 299))
+    waiting.cancel()
+    long.cancel()
+    assert len(list(tokens)) < 298
+    assert long.finished is not None
+    assert long.finished.reason == "cancelled"
+    assert list(waiting) == []
+    assert list(engine.submit(GenerateRequest([3], 2))) != []
+
+
+def test_a_sink_receives_tokens_and_then_the_end(model: Model, engine: Engine) -> None:
+    items: list[object] = []
+    done = threading.Event()
+
+    def sink(item: object) -> None:
+        items.append(item)
+        if not isinstance(item, int):
+            done.set()
+
+    engine.submit(GenerateRequest([5], 3, sampling=GREEDY), sink)
+    assert done.wait(30)
+    assert items == [*greedy_by_hand(model, [5], 3), Finished("length", 3)]
+
+
+@pytest.mark.parametrize(("prompt", "count"), [([], 5), ([1], 0), ([1] * 299, 2), ([1], 10**9)])
+def test_what_cannot_fit_is_refused(engine: Engine, prompt: list[int], count: int) -> None:
+    with pytest.raises(EngineError, match="at most 300"):
+        engine.submit(GenerateRequest(prompt, count))
+
+
+def test_an_error_reaches_the_one_who_asked_and_the_engine_goes_on(engine: Engine) -> None:
+    broken = engine.submit(GenerateRequest([TINY.vocab_size + 5], 3))
+    with pytest.raises(EngineError, match="generation failed"):
+        list(broken)
+    unmatched = MediaItem(np.zeros((16, 3, 14, 14), np.float32), (1, 4, 4))
+    with pytest.raises(EngineError, match="placeholders"):
+        list(engine.submit(GenerateRequest([1, PAD, 2], 3, [unmatched])))
+    assert len(list(engine.submit(GenerateRequest([1], 3)))) == 3
+
+
+def test_closing_ends_the_running_request(model: Model) -> None:
+    engine = Engine(model, frozenset(), 300)
+    stream = engine.submit(GenerateRequest([1], 299))
+    next(iter(stream))
+    engine.close()
+    list(stream)
+    assert stream.finished is not None
+    assert stream.finished.reason == "cancelled"
+
+
+def test_weights_that_are_not_finite_are_an_error_not_noise(model: Model) -> None:
+    broken = Model(TINY).eval().requires_grad_(False)
+    broken.language_model.lm_head.weight.fill_(float("nan"))
+    engine = Engine(broken, frozenset(), 100)
+    with pytest.raises(EngineError, match="not finite"):
+        list(engine.submit(GenerateRequest([1], 3)))
+    engine.close()
