@@ -1,0 +1,249 @@
+"""Images and frames to the patches that the vision tower reads.
+
+The rule is that of the published processors (K2.5 and Kimi-VL): shrink to a budget of patches,
+resize bicubically, pad with black to whole 2 x 2 blocks of patches, normalise, cut.
+
+    image [h, w, 3] uint8 -> resized, padded [H, W, 3] -> patches [H/14 * W/14, 3, 14, 14] float32
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from moonlet.chat.images import load_image as load_image
+from moonlet.errors import ConfigError, MediaError, NotSupportedError
+
+PATCH = 14
+MERGE = 2  # patches on a side that become one token
+BLOCK = PATCH * MERGE
+
+_MAX_PATCH_LIMIT = 2**18  # far above any published one; keeps a hostile file from taking the memory
+_MAX_CONFIG_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class MediaItem:
+    """What the vision tower reads in one go: an image, or a chunk of up to four video frames."""
+
+    patches: np.ndarray  # float32 [t * h * w, 3, 14, 14], frames one after another, rows first
+    grid: tuple[int, int, int]  # t frames of h x w patches
+
+    @property
+    def num_tokens(self) -> int:
+        """Positions in the prompt: 2 x 2 patches make one, frames of a chunk are averaged."""
+        _, h, w = self.grid
+        return (h // MERGE) * (w // MERGE)
+
+
+@dataclass(frozen=True)
+class MediaLimits:
+    """The part of preprocessor_config.json that changes the result. Defaults are those of K2.5."""
+
+    image_patches: int = 16384
+    frame_patches: int = 4096
+    side_patches: int = 512
+    shrinks_long_sides: bool = True  # Kimi-VL refuses them instead
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    sample_fps: float = 2.0
+    chunk_frames: int = 4
+    max_frames: int | None = None
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> "MediaLimits | None":
+        """Limits of a checkpoint folder; None when it has no preprocessor_config.json.
+
+        Raises ConfigError for a damaged file, NotSupportedError for values that moonlet lacks.
+        """
+        path = Path(folder) / "preprocessor_config.json"
+        if not path.is_file():
+            return None
+        try:
+            with path.open("rb") as file:
+                raw = json.loads(file.read(_MAX_CONFIG_BYTES))
+        except (OSError, ValueError, RecursionError) as error:
+            raise ConfigError(f"{path} is not readable JSON.") from error
+        return cls.from_hf(raw, str(path))
+
+    @classmethod
+    def from_hf(cls, raw: Any, source: str = "preprocessor_config.json") -> "MediaLimits":
+        """Limits from the published keys, of K2.5 (`media_proc_cfg`) or of Kimi-VL."""
+        if isinstance(raw, dict) and isinstance(raw.get("media_proc_cfg"), dict):
+            return _k25_limits(_Keys(raw["media_proc_cfg"], source))
+        if isinstance(raw, dict) and "in_token_limit" in raw:
+            return _kimi_vl_limits(_Keys(raw, source))
+        raise NotSupportedError(
+            f"{source} is neither of Kimi-K2.5 (media_proc_cfg) nor of Kimi-VL (in_token_limit)."
+        )
+
+
+def image_item(image: Image.Image, limits: MediaLimits) -> MediaItem:
+    """One image as patches. Raises MediaError when Kimi-VL would refuse its shape."""
+    patches, h, w = _patches(image, limits.image_patches, limits)
+    return MediaItem(patches, (1, h, w))
+
+
+def video_items(
+    frames: Sequence[Image.Image], fps: float, limits: MediaLimits
+) -> list[tuple[str, MediaItem]]:
+    """Chunks of a video, each with the timestamp (HH:MM:SS.mmm) of its first frame.
+
+    `fps` is the rate of `frames`. Raises MediaError when they are unusable.
+    """
+    if not frames:
+        raise MediaError("The video has no frames.")
+    if not (math.isfinite(fps) and fps > 0):
+        raise MediaError(f"The frame rate of a video must be positive, not {fps}.")
+    if len({frame.size for frame in frames}) > 1:
+        raise MediaError("The frames of a video must all have the same size.")
+    chosen = sampled_frames(len(frames), fps, limits)
+    items = []
+    for begin in range(0, len(chosen), limits.chunk_frames):
+        chunk = chosen[begin : begin + limits.chunk_frames]
+        cut = [_patches(frames[index], limits.frame_patches, limits) for index in chunk]
+        _, h, w = cut[0]
+        item = MediaItem(np.concatenate([patches for patches, _, _ in cut]), (len(chunk), h, w))
+        items.append((timestamp(chunk[0], fps), item))
+    return items
+
+
+def sampled_frames(count: int, fps: float, limits: MediaLimits) -> list[int]:
+    """Which of `count` frames at `fps` are shown to the model: evenly spread, ends included."""
+    wanted = max(round(count * min(limits.sample_fps, fps) / fps), 1)
+    wanted = min(wanted, count, limits.max_frames or count)
+    return [int(index) for index in np.linspace(0, count - 1, wanted).round()]
+
+
+def timestamp(index: int, fps: float) -> str:
+    """Time of frame `index`, milliseconds truncated."""
+    milliseconds = int(index / fps * 1000)
+    seconds, milliseconds = divmod(milliseconds, 1000)
+    minutes, seconds = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:02d}:{minutes:02d}:{seconds:02d}.{milliseconds:03d}"
+
+
+def resized(width: int, height: int, patch_limit: int, limits: MediaLimits) -> tuple[int, int]:
+    """Width and height in pixels after shrinking to `patch_limit` patches; never enlarges."""
+    scale = min(1.0, math.sqrt(patch_limit / (max(1, width // PATCH) * max(1, height // PATCH))))
+    side = limits.side_patches * PATCH
+    if limits.shrinks_long_sides:
+        scale = min(scale, side / width, side / height)
+    new_width, new_height = max(1, int(width * scale)), max(1, int(height * scale))
+    if limits.shrinks_long_sides:
+        return min(new_width, side), min(new_height, side)
+    if max(_padded(new_width), _padded(new_height)) >= side:
+        raise MediaError(
+            f"An image of {width} x {height} pixels is too long for this model, whose sides end "
+            f"below {side} pixels; crop it."
+        )
+    return new_width, new_height
+
+
+def _padded(size: int) -> int:
+    return -(-size // BLOCK) * BLOCK
+
+
+def _patches(
+    image: Image.Image, patch_limit: int, limits: MediaLimits
+) -> tuple[np.ndarray, int, int]:
+    """Patches [h * w, 3, 14, 14] of one frame, and h and w."""
+    width, height = resized(image.width, image.height, patch_limit, limits)
+    pixels = image.convert("RGB")
+    if pixels.size != (width, height):
+        pixels = pixels.resize((width, height), Image.Resampling.BICUBIC)
+    # Padded before normalising, so the border is black (-1), not grey (0).
+    padded = np.zeros((_padded(height), _padded(width), 3), dtype=np.uint8)
+    padded[:height, :width] = np.asarray(pixels)
+    # A table of the 256 values in double precision: exact to the last bit, and less work.
+    table = ((np.arange(256)[:, None] / 255 - limits.mean) / limits.std).astype(np.float32)
+    values = table[padded, np.arange(3)]
+    h, w = padded.shape[0] // PATCH, padded.shape[1] // PATCH
+    patches = values.reshape(h, PATCH, w, PATCH, 3).transpose(0, 2, 4, 1, 3)
+    return np.ascontiguousarray(patches).reshape(h * w, 3, PATCH, PATCH), h, w
+
+
+class _Keys:
+    """Reads checked values of one file; `source` names it in errors."""
+
+    def __init__(self, raw: Mapping[str, Any], source: str) -> None:
+        self._raw, self._source = raw, source
+
+    def must_be(self, key: str, *allowed: Any) -> None:
+        if key in self._raw and self._raw[key] not in allowed:
+            raise NotSupportedError(
+                f"{self._source}: {key} is {str(self._raw[key])[:40]}, "
+                f"moonlet supports only {allowed[0]}."
+            )
+
+    def whole(self, key: str, low: int, high: int, default: int) -> int:
+        value = self._raw.get(key, default)
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            self._refuse(key, value, f"a whole number from {low} to {high}")
+        return value
+
+    def optional_whole(self, key: str, low: int, high: int) -> int | None:
+        return None if self._raw.get(key) is None else self.whole(key, low, high, low)
+
+    def number(self, key: str, low: float, high: float, default: float) -> float:
+        value = self._raw.get(key, default)
+        if not _is_number(value) or not low <= value <= high:
+            self._refuse(key, value, f"a number from {low} to {high}")
+        return float(value)
+
+    def channels(
+        self, key: str, low: float, default: tuple[float, float, float]
+    ) -> tuple[float, float, float]:
+        value = self._raw.get(key, default)
+        if not isinstance(value, list | tuple) or len(value) != 3:
+            self._refuse(key, value, "three numbers")
+        if not all(_is_number(v) and low <= v <= 100 for v in value):
+            self._refuse(key, value, f"three numbers from {low} to 100")
+        return float(value[0]), float(value[1]), float(value[2])
+
+    def _refuse(self, key: str, value: Any, wanted: str) -> None:
+        raise ConfigError(f"{self._source}: {key} must be {wanted}, not {str(value)[:40]}.")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _k25_limits(keys: _Keys) -> MediaLimits:
+    keys.must_be("patch_size", PATCH)
+    keys.must_be("merge_kernel_size", MERGE, [MERGE, MERGE])
+    keys.must_be("fixed_output_tokens", None)
+    keys.must_be("in_patch_limit_video", None)
+    keys.must_be("timestamp_mode", "hh:mm:ss.fff")
+    plain = MediaLimits()
+    return MediaLimits(
+        image_patches=keys.whole("in_patch_limit", 4, _MAX_PATCH_LIMIT, plain.image_patches),
+        frame_patches=keys.whole(
+            "in_patch_limit_each_frame", 4, _MAX_PATCH_LIMIT, plain.frame_patches
+        ),
+        side_patches=keys.whole("patch_limit_on_one_side", 2, 4096, plain.side_patches),
+        mean=keys.channels("image_mean", -100, plain.mean),
+        std=keys.channels("image_std", 1e-3, plain.std),
+        sample_fps=keys.number("sample_fps", 0.01, 1000, plain.sample_fps),
+        chunk_frames=keys.whole("temporal_merge_kernel_size", 1, 64, plain.chunk_frames),
+        max_frames=keys.optional_whole("max_num_frames_each_video", 1, 10**6),
+    )
+
+
+def _kimi_vl_limits(keys: _Keys) -> MediaLimits:
+    keys.must_be("patch_size", PATCH)
+    keys.must_be("merge_kernel_size", [MERGE, MERGE], MERGE)
+    keys.must_be("pad_input", True)
+    return MediaLimits(
+        image_patches=keys.whole("in_token_limit", 4, _MAX_PATCH_LIMIT, 4096),
+        shrinks_long_sides=False,
+        # The class's defaults, the means of CLIP's training images.
+        mean=keys.channels("image_mean", -100, (0.48145466, 0.4578275, 0.40821073)),
+        std=keys.channels("image_std", 1e-3, (0.26862954, 0.26130258, 0.27577711)),
+    )
