@@ -1,0 +1,245 @@
+"""Conversations to prompts, in the published formats of K2, K2-Thinking and K2.5.
+
+A prompt is first a list of segments: special tokens, plain text, media. Plain text is encoded with
+special tokens off, so nothing a user writes can open a turn. One turn is
+
+    ROLE name <|im_middle|> body <|im_end|>
+
+and the three styles differ in tools, in the default system message and in how they think.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from moonlet.chat.images import load_image, load_video
+from moonlet.chat.media import MediaItem, MediaLimits, image_item, video_items
+from moonlet.chat.messages import ImagePart, Message, Part, TextPart, VideoPart
+from moonlet.chat.tokenizer import Tokenizer
+from moonlet.chat.tools_typescript import declare_tools, sort_keys
+from moonlet.errors import MediaError, NotSupportedError, PromptError
+
+Style = Literal["k2.5", "k2-thinking", "k2"]
+STYLES: tuple[Style, ...] = ("k2.5", "k2-thinking", "k2")
+DEFAULT_SYSTEM = "You are Kimi, an AI assistant created by Moonshot AI."
+MEDIA_PAD = "<|media_pad|>"
+_ROLE_TOKEN = {"user": "<|im_user|>", "assistant": "<|im_assistant|>"}
+
+
+@dataclass(frozen=True)
+class Special:
+    """A special token, by its text."""
+
+    text: str
+
+
+Segment = Special | MediaItem | str
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """`token_ids` with every media pad repeated; `media` in the same order; `text` with one pad."""
+
+    token_ids: list[int]
+    media: list[MediaItem]
+    text: str
+
+
+class Template(Protocol):
+    """What turns a conversation into a prompt: this file's, or a checkpoint's own (jinja.py)."""
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        tools: list[dict[str, Any]] | None = None,
+        thinking: bool = True,
+        preserve_thinking: bool = False,
+    ) -> Prompt:
+        """Raises PromptError or MediaError, with `param`, for what cannot be rendered."""
+        ...
+
+    def starts_in_reasoning(self, thinking: bool) -> bool:
+        """Whether the prompt ends inside an open think block."""
+        ...
+
+
+class ChatTemplate:
+    """The native renderer. `limits` are None for a model that reads no images."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, style: Style = "k2.5", limits: MediaLimits | None = None
+    ) -> None:
+        if style not in STYLES:
+            raise NotSupportedError(
+                f"The prompt style {style!r} is not one of {', '.join(STYLES)}."
+            )
+        self.tokenizer = tokenizer
+        self.style: Style = style
+        self.limits = limits if style == "k2.5" else None
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        tools: list[dict[str, Any]] | None = None,
+        thinking: bool = True,
+        preserve_thinking: bool = False,
+        *,
+        add_generation_prompt: bool = True,
+    ) -> Prompt:
+        """The prompt that asks for the next assistant turn (or, for training, ends before it).
+
+        `preserve_thinking` keeps the reasoning of finished turns, which is dropped otherwise.
+        Raises PromptError or MediaError, with `param`, for what cannot be rendered.
+        """
+        segments: list[Segment] = []
+        if tools:
+            text = tools_text(tools, self.style)
+            segments += _turn("system", "tool_declare", [text])
+        if self.style != "k2.5" and messages and messages[0].role != "system":
+            segments += _turn("system", "system", [DEFAULT_SYSTEM])
+            # K2's template file leaves a line feed here, and here only; the model has seen it.
+            segments += ["\n"] if self.style == "k2" else []
+        cut = -1 if preserve_thinking else _last_final_answer(messages)
+        for index, message in enumerate(messages):
+            body = self._body(message, index, keeps_reasoning=index > cut)
+            segments += _turn(message.role, message.name or message.role, body)
+        if add_generation_prompt:
+            segments += _turn("assistant", "assistant", [])[:-1]
+            if self.style == "k2.5":
+                segments += [Special("<think>")] if thinking else _think("")
+        return encode_segments(segments, self.tokenizer)
+
+    def starts_in_reasoning(self, thinking: bool) -> bool:
+        """Whether the prompt ends inside an open think block (K2-Thinking opens it itself)."""
+        return thinking and self.style == "k2.5"
+
+    def _body(self, message: Message, index: int, keeps_reasoning: bool) -> list[Segment]:
+        content = part_segments(message.parts, self.limits, f"messages[{index}].content")
+        if message.role == "tool":
+            return [f"## Return of {message.tool_call_id}\n", *content]
+        if message.role != "assistant":
+            return content
+        thought = _think(message.reasoning or "" if keeps_reasoning else "")
+        return [*([] if self.style == "k2" else thought), *content, *_calls(message)]
+
+
+def part_segments(parts: Iterable[Part], limits: MediaLimits | None, where: str) -> list[Segment]:
+    """Content parts as segments, media opened. `where` is their path in the request."""
+    segments: list[Segment] = []
+    for index, part in enumerate(parts):
+        if isinstance(part, TextPart):
+            segments.append(part.text)
+            continue
+        try:
+            segments += _media(part, limits)
+        except MediaError as error:
+            raise MediaError(error.message, f"{where}[{index}]") from error
+    return segments
+
+
+def encode_segments(segments: Iterable[Segment], tokenizer: Tokenizer) -> Prompt:
+    """Segments as a prompt; neighbouring plain texts are encoded as one."""
+    ids: list[int] = []
+    media: list[MediaItem] = []
+    text: list[str] = []
+    for segment in _joined(segments):
+        match segment:
+            case str():
+                ids += tokenizer.encode(segment)
+                text.append(segment)
+            case Special():
+                ids.append(tokenizer.id_of(segment.text))
+                text.append(segment.text)
+            case MediaItem():
+                ids += [tokenizer.id_of(MEDIA_PAD)] * segment.num_tokens
+                media.append(segment)
+                text.append(MEDIA_PAD)
+    return Prompt(ids, media, "".join(text))
+
+
+def tools_text(tools: list[dict[str, Any]], style: Style) -> str:
+    """The body of the tool_declare turn. Raises PromptError when a declaration is malformed."""
+    for index, tool in enumerate(tools):
+        function = tool.get("function") if isinstance(tool, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise PromptError(
+                f"tools[{index}] must be an object with a function that has a name.",
+                f"tools[{index}]",
+            )
+    try:
+        if style == "k2":
+            return json.dumps(tools, ensure_ascii=False)
+        ordered = sort_keys(tools)
+        text = _typescript(ordered) if style == "k2.5" else ""
+        return text or json.dumps(ordered, ensure_ascii=False, separators=(",", ":"))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise PromptError("tools cannot be written as JSON.", "tools") from error
+
+
+def _typescript(tools: list[dict[str, Any]]) -> str:
+    try:
+        return declare_tools(tools)
+    except (ValueError, RecursionError):
+        return ""  # one schema without a TypeScript form turns the whole list into JSON
+
+
+def _turn(role: str, name: str, body: Iterable[Segment]) -> list[Segment]:
+    start = Special(_ROLE_TOKEN.get(role, "<|im_system|>"))
+    return [start, name, Special("<|im_middle|>"), *body, Special("<|im_end|>")]
+
+
+def _think(reasoning: str) -> list[Segment]:
+    return [Special("<think>"), reasoning, Special("</think>")]
+
+
+def _calls(message: Message) -> Iterator[Segment]:
+    if not message.tool_calls:
+        return
+    yield Special("<|tool_calls_section_begin|>")
+    for call in message.tool_calls:
+        yield from (Special("<|tool_call_begin|>"), call.id)
+        yield from (Special("<|tool_call_argument_begin|>"), call.arguments)
+        yield Special("<|tool_call_end|>")
+    yield Special("<|tool_calls_section_end|>")
+
+
+def _last_final_answer(messages: Sequence[Message]) -> int:
+    """Index of the last assistant turn without calls, -1 if none: what came before is finished."""
+    finished = (
+        index
+        for index in reversed(range(len(messages)))
+        if messages[index].role == "assistant" and not messages[index].tool_calls
+    )
+    return next(finished, -1)
+
+
+def _media(part: ImagePart | VideoPart, limits: MediaLimits | None) -> list[Segment]:
+    kind = "images" if isinstance(part, ImagePart) else "video"
+    if limits is None:
+        raise MediaError(f"This model does not read {kind}; send text only.")
+    if isinstance(part, ImagePart):
+        return [*_marked("image", image_item(load_image(part.url), limits)), "\n"]
+    chunks = video_items(*load_video(part.url), limits)
+    marked = [[stamp, *_marked("video", item)] for stamp, item in chunks]
+    # The line feed after a video is by analogy with images; the published text is not known.
+    return [*(segment for chunk in marked for segment in chunk), "\n"]
+
+
+def _marked(kind: str, item: MediaItem) -> list[Segment]:
+    begin, content, end = map(Special, ("<|media_begin|>", "<|media_content|>", "<|media_end|>"))
+    return [begin, kind, content, item, end]
+
+
+def _joined(segments: Iterable[Segment]) -> Iterator[Segment]:
+    text: list[str] = []
+    for segment in segments:
+        if isinstance(segment, str):
+            text.append(segment)
+            continue
+        if any(text):
+            yield "".join(text)
+        text.clear()
+        yield segment
+    if any(text):
+        yield "".join(text)
