@@ -7,7 +7,6 @@ import pytest
 
 from moonlet.nano.arithmetic import (
     LARGEST,
-    PHRASES,
     SMALL,
     Sum,
     ask,
@@ -15,6 +14,7 @@ from moonlet.nano.arithmetic import (
     held_out,
     steps,
 )
+from moonlet.nano.phrases import section
 
 SUMS = [
     Sum(a, b, minus)
@@ -80,7 +80,7 @@ def test_a_fixed_share_of_large_sums_is_held_out() -> None:
 @pytest.mark.parametrize("language", ["en", "pt"])
 @pytest.mark.parametrize("minus", [False, True])
 def test_every_phrase_names_both_operands(language: str, minus: bool) -> None:
-    for phrase in PHRASES[language, minus]:
+    for phrase in section("minus" if minus else "plus")[language]:
         assert phrase.count("{a}") == phrase.count("{b}") == 1, phrase
     text = ask(Sum(12, 345, minus), language, random.Random(0))
     assert "12" in text

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from moonlet.chat.messages import parse_messages
-from moonlet.nano import arithmetic, beyond, identity
+from moonlet.nano import arithmetic
 from moonlet.nano.digits import CELL, TEST_SAMPLES, draw_row, load_samples
+from moonlet.nano.phrases import LANGUAGES, fill, section
 from moonlet.nano.skills import SKILLS, WEIGHTS, Case, CaseMaker
 
 pytest.importorskip("sklearn")
@@ -71,23 +72,28 @@ def test_large_sums_of_the_test_are_never_trained(
     assert not sums(False, 1500) & sums(True, 300)
 
 
-@pytest.mark.parametrize("name", list(identity.INTENTS))
-@pytest.mark.parametrize("language", identity.LANGUAGES)
+@pytest.mark.parametrize("name", list(section("intent")))
+@pytest.mark.parametrize("language", LANGUAGES)
 def test_identity_phrasings_are_distinct(name: str, language: str) -> None:
     """No phrasing is both learnt and tested, and none belongs to two intents."""
-    intent = identity.INTENTS[name]
-    assert len(intent.held_out[language]) >= 4
-    assert not set(intent.train[language]) & set(intent.held_out[language])
-    for other, data in identity.INTENTS.items():
+    train, held_out = (
+        set(section("intent")[name][part][language]) for part in ("train", "held_out")
+    )
+    assert len(held_out) >= 4
+    assert not train & held_out
+    for other, data in section("intent").items():
         if other != name:
-            known = {*data.train[language], *data.held_out[language]}
-            assert not known & {*intent.train[language], *intent.held_out[language]}, other
+            known = {*data["train"][language], *data["held_out"][language]}
+            assert not known & (train | held_out), other
 
 
-@pytest.mark.parametrize("language", identity.LANGUAGES)
+@pytest.mark.parametrize("language", LANGUAGES)
 def test_questions_beyond_nano_are_filled_in(language: str) -> None:
     rng = random.Random(0)
-    asked = {beyond.question(language, test, rng) for test in (False, True) for _ in range(500)}
+    frames = section("beyond")["train"][language]
+    asked = {
+        fill(rng.choice(frames), language, test, rng) for test in (False, True) for _ in range(500)
+    }
     assert len(asked) > 500
     assert not any("{" in question or "}" in question for question in asked)
 
@@ -95,7 +101,7 @@ def test_questions_beyond_nano_are_filled_in(language: str) -> None:
 def test_an_absent_image_is_only_asked_for_when_none_was_sent(
     makers: dict[bool, CaseMaker],
 ) -> None:
-    missing = set(identity.INTENTS["no_image"].answer.values())
+    missing = set(section("intent")["no_image"]["answer"].values())
     for case in draw_many(makers[False], "identity", 3000):
         if case.answer in missing:
             assert "image_url" not in str(case.messages)

@@ -17,6 +17,8 @@ import hashlib
 import random
 from dataclasses import dataclass
 
+from moonlet.nano.phrases import section
+
 LARGEST = 999
 SMALL = 20  # both operands up to this: instant mode answers without steps
 HELD_OUT_ONE_IN = 16
@@ -120,59 +122,9 @@ def _operand(rng: random.Random) -> int:
     return number
 
 
-# Ways to ask. {a} and {b} are the operands; in the swapped ones {b} comes first in the sentence.
-PLUS_EN = """
-{a} + {b}|{a}+{b}|{a}+{b}=|{a} + {b} =|{a}+{b}=?|{a} + {b} = ?|{a} +{b}|{a}+ {b}|{a} plus {b}|{a} plus {b} equals
-what is {a} + {b}|what is {a}+{b}|what's {a} + {b}|what is {a} plus {b}|what's {a} plus {b}|whats {a}+{b}
-how much is {a} + {b}|how much is {a} plus {b}|how much is {a}+{b}|what does {a} + {b} equal|what do you get for {a} + {b}
-add {a} and {b}|add {a} to {b}|add {a} + {b}|sum {a} and {b}|the sum of {a} and {b}|what is the sum of {a} and {b}
-calculate {a} + {b}|calculate {a}+{b}|compute {a} + {b}|compute {a} plus {b}|solve {a} + {b}|work out {a} + {b}|find {a} + {b}
-can you add {a} and {b}|can you compute {a} + {b}|could you tell me what {a} + {b} is|tell me {a} plus {b}|i need {a} + {b}
-give me {a} + {b}|do you know what {a} + {b} is|{a} and {b} together, how much is that|let's do {a} + {b}|now {a} + {b}|and {a} + {b}
-"""
-PLUS_PT = """
-quanto é {a} + {b}|quanto e {a} + {b}|quanto é {a}+{b}|quanto e {a} mais {b}|quanto é {a} mais {b}|{a} mais {b}
-{a} mais {b} é quanto|{a} mais {b} dá quanto|quanto dá {a} + {b}|quanto dá {a} mais {b}|quanto são {a} mais {b}|quanto fica {a} + {b}
-qual é a soma de {a} e {b}|qual é a soma de {a} com {b}|a soma de {a} e {b}|some {a} e {b}|soma {a} e {b}|soma {a} com {b}
-calcule {a} + {b}|calcula {a} + {b}|calcula {a} mais {b}|calcule {a}+{b}|resolve {a} + {b}|faz a conta {a} + {b}|faça a conta {a} + {b}
-podes somar {a} e {b}|você pode somar {a} e {b}|pode calcular {a} + {b}|diz-me quanto é {a} + {b}|me diga quanto é {a} + {b}
-adicione {a} a {b}|adiciona {a} e {b}|qual é o resultado de {a} + {b}|qual o resultado de {a} mais {b}|agora {a} + {b}|e {a} mais {b}
-"""
-MINUS_EN = """
-{a} - {b}|{a}-{b}|{a}-{b}=|{a} - {b} =|{a}-{b}=?|{a} - {b} = ?|{a} -{b}|{a}- {b}|{a} minus {b}|{a} minus {b} equals|{a} − {b}
-what is {a} - {b}|what is {a}-{b}|what's {a} - {b}|what is {a} minus {b}|what's {a} minus {b}|whats {a}-{b}|what is {a} − {b}
-how much is {a} - {b}|how much is {a} minus {b}|how much is {a}-{b}|what does {a} - {b} equal|what do you get for {a} - {b}
-subtract {b} from {a}|take {b} from {a}|take {b} away from {a}|what is left of {a} without {b}|{a} take away {b}
-the difference of {a} and {b}|what is the difference of {a} and {b}|what is {a} less {b}|{a} less {b}
-calculate {a} - {b}|calculate {a}-{b}|compute {a} - {b}|compute {a} minus {b}|solve {a} - {b}|work out {a} - {b}|find {a} - {b}
-can you subtract {b} from {a}|can you compute {a} - {b}|could you tell me what {a} - {b} is|tell me {a} minus {b}|i need {a} - {b}
-give me {a} - {b}|do you know what {a} - {b} is|let's do {a} - {b}|now {a} - {b}|and {a} - {b}|now subtract {b} from {a}
-"""
-MINUS_PT = """
-quanto é {a} - {b}|quanto e {a} - {b}|quanto é {a}-{b}|quanto e {a} menos {b}|quanto é {a} menos {b}|{a} menos {b}
-{a} menos {b} é quanto|{a} menos {b} dá quanto|quanto dá {a} - {b}|quanto dá {a} menos {b}|quanto são {a} menos {b}|quanto fica {a} - {b}
-qual é a diferença de {a} e {b}|a diferença de {a} e {b}|subtraia {b} de {a}|subtrai {b} de {a}|subtrai {b} a {a}|tira {b} de {a}|tire {b} de {a}
-calcule {a} - {b}|calcula {a} - {b}|calcula {a} menos {b}|calcule {a}-{b}|resolve {a} - {b}|faz a conta {a} - {b}|faça a conta {a} - {b}
-podes subtrair {b} de {a}|você pode subtrair {b} de {a}|pode calcular {a} - {b}|diz-me quanto é {a} - {b}|me diga quanto é {a} - {b}
-retire {b} de {a}|qual é o resultado de {a} - {b}|qual o resultado de {a} menos {b}|agora {a} - {b}|e {a} menos {b}|agora tira {b} de {a}
-"""
-
-
-def _phrases(block: str) -> tuple[str, ...]:
-    return tuple(phrase for line in block.split("\n") for phrase in line.split("|") if phrase)
-
-
-PHRASES = {
-    ("en", False): _phrases(PLUS_EN),
-    ("pt", False): _phrases(PLUS_PT),
-    ("en", True): _phrases(MINUS_EN),
-    ("pt", True): _phrases(MINUS_PT),
-}
-
-
 def ask(question: Sum, language: str, rng: random.Random) -> str:
     """The bare question in words or signs, lower case, without closing punctuation."""
-    phrase = rng.choice(PHRASES[language, question.minus])
-    if rng.random() < 0.25:  # plain signs are what people type most
-        phrase = rng.choice(PHRASES["en", question.minus][:6])
-    return phrase.format(a=question.a, b=question.b)
+    phrases = section("minus" if question.minus else "plus")
+    # Plain signs, the first six of the English list, are what people type most.
+    known = phrases["en"][:6] if rng.random() < 0.25 else phrases[language]
+    return rng.choice(known).format(a=question.a, b=question.b)

@@ -26,7 +26,7 @@ class Renderer:
 
     def __init__(self, tokenizer: Tokenizer, limits: MediaLimits) -> None:
         self.tokenizer = tokenizer
-        self._template = ChatTemplate(tokenizer, limits)
+        self._template = ChatTemplate(tokenizer, limits=limits)
         self._think_end = tokenizer.id_of(_THINK_END)
 
     @classmethod

@@ -7,6 +7,7 @@ shorter. Digits never merge, so a number is always a sequence of its digits.
 import json
 from collections import Counter
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 
 import regex
@@ -34,7 +35,7 @@ def learn_tokens(texts: Iterable[str], size: int = BASE_TOKENS) -> list[bytes]:
     while len(tokens) < size:
         pairs: Counter[tuple[bytes, bytes]] = Counter()
         for word, count in words:
-            for pair in zip(word, word[1:], strict=False):
+            for pair in pairwise(word):
                 pairs[pair] += count
         if not pairs:
             break
