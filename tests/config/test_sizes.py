@@ -80,10 +80,14 @@ def test_bytes_of_fp8_models_as_published() -> None:
 
 def test_hypothetical_bytes() -> None:
     k25 = preset("kimi-k2.5")
-    native, floats = model_sizes(k25), model_sizes(k25, "float")
+    native, floats = model_sizes(k25), model_sizes(k25, "bfloat16")
     assert model_sizes(k25, "int4") == native
     assert model_sizes(replace(k25, quantization=None)) == floats
     assert floats.parts["experts"].bytes_by_type == {"bfloat16": 2 * floats.parameters("experts")}
+    tiny = preset("tiny")  # float32
+    assert model_sizes(tiny, "bfloat16").bytes_stored("attention") * 2 == model_sizes(
+        tiny
+    ).bytes_stored("attention")
     moonlight = model_sizes(preset("moonlight-16b-a3b"), "int4")
     assert moonlight.bytes_stored("experts") * 8 / moonlight.parameters("experts") == 4.5
 

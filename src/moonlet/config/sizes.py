@@ -6,6 +6,7 @@ load it and it is not counted.
 """
 
 from dataclasses import dataclass
+from fractions import Fraction
 from math import ceil
 from typing import Literal
 
@@ -64,50 +65,51 @@ class ModelSizes:
 
 
 def model_sizes(
-    config: ModelConfig, stored: Literal["native", "int4", "float"] = "native"
+    config: ModelConfig, stored: Literal["native", "int4", "bfloat16"] = "native"
 ) -> ModelSizes:
-    """Sizes of `config`: as published, or as if it were stored in INT4 or in plain floats.
+    """Sizes of `config`: as published, or as if it were stored in INT4 or in bfloat16.
 
     "int4" is Kimi's own recipe whatever the configuration says: routed experts in groups of 32 with
-    a bf16 scale each (4.5 bits per weight), everything else in `config.dtype`. Active parameters are
+    a bf16 scale each (4.5 bits per weight), everything else in bfloat16. Active parameters are
     those that one token of text passes through, the input embedding (a lookup) left out.
     """
-    native = config.quantization.method if config.quantization else "float"
-    method = native if stored == "native" else stored
+    method, dtype = stored, "bfloat16"
+    if stored == "native":
+        method = config.quantization.method if config.quantization else "float"
+        dtype = config.dtype
     grouped: dict[Part, list[TensorSpec]] = {}
     for spec in tensor_specs(config):
         grouped.setdefault(spec.part, []).append(spec)
     parts: dict[Part, PartSize] = {
-        part: _part_size(config, method, specs) for part, specs in grouped.items()
+        part: _part_size(specs, method, dtype) for part, specs in grouped.items()
     }
     experts = parts["experts"].parameters if "experts" in parts else 0
+    idle_share = 1 - Fraction(config.num_experts_per_tok, config.n_routed_experts)
     unused = ("embedding", *VISION_TOWER, *PROJECTOR)
+    used = sum(size.parameters for part, size in parts.items() if part not in unused)
     return ModelSizes(
         parts=parts,
-        parameters_active=sum(size.parameters for part, size in parts.items() if part not in unused)
-        - experts
-        // config.n_routed_experts
-        * (config.n_routed_experts - config.num_experts_per_tok),
+        parameters_active=used - int(experts * idle_share),
         cache_bytes_per_token=config.num_hidden_layers * config.latent_size * 2,  # bf16
     )
 
 
-def _part_size(config: ModelConfig, method: str, specs: list[TensorSpec]) -> PartSize:
+def _part_size(specs: list[TensorSpec], method: str, dtype: Stored) -> PartSize:
     by_type: dict[Stored, int] = {}
     for spec in specs:
-        kind = _stored_type(config, method, spec)
+        kind = _stored_type(spec, method, dtype)
         by_type[kind] = by_type.get(kind, 0) + _stored_bytes(kind, spec)
     return PartSize(sum(spec.numel for spec in specs), by_type)
 
 
-def _stored_type(config: ModelConfig, method: str, spec: TensorSpec) -> Stored:
+def _stored_type(spec: TensorSpec, method: str, dtype: Stored) -> Stored:
     if spec.float32:
         return "float32"
     if method == "int4" and spec.part == "experts":
         return "int4"
     if method == "fp8" and spec.part in _FP8_PARTS:
         return "fp8"
-    return config.dtype
+    return dtype
 
 
 def _stored_bytes(kind: Stored, spec: TensorSpec) -> int:
@@ -125,8 +127,6 @@ def _matrices(spec: TensorSpec) -> tuple[int, int, int]:
     if len(spec.shape) == 2:
         return 1, *spec.shape
     num, rows, columns = spec.shape
-    return (
-        (2 * num, rows // 2, columns)
-        if spec.name.endswith("gate_up_proj")
-        else (num, rows, columns)
-    )
+    if spec.name.endswith("gate_up_proj"):
+        return 2 * num, rows // 2, columns
+    return num, rows, columns

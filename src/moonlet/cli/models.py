@@ -1,0 +1,117 @@
+"""What MODEL means on the command line.
+
+| MODEL               | inspect                    | serve, chat                       |
+| ------------------- | -------------------------- | --------------------------------- |
+| nothing             | the embedded model, nano   | the embedded model, nano          |
+| a folder            | its config.json            | a Hugging Face checkpoint         |
+| a .json file        | that config.json           | -                                 |
+| a preset's name     | the preset                 | -                                 |
+| `random:PRESET`     | the preset                 | -                                 |
+| `org/name`          | its config.json (fetched)  | the checkpoint (fetched)          |
+| a .gguf file        | -                          | -                                 |
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from moonlet import nano
+from moonlet.cli.console import UsageError, busy
+from moonlet.config import PRESETS, ModelConfig, load_config, preset
+from moonlet.errors import CheckpointError, NotSupportedError
+
+if TYPE_CHECKING:
+    from moonlet.chat.provider import Provider
+
+EMBEDDED = "nano"
+
+
+@dataclass(frozen=True)
+class Described:
+    """A model to look at: `folder` holds its weights, when they are on this machine."""
+
+    name: str
+    config: ModelConfig
+    folder: Path | None = None
+
+
+def describe(model: str | None) -> Described:
+    """The configuration that MODEL names; of a repository only config.json is fetched.
+
+    Raises UsageError, ConfigError, CheckpointError or NotSupportedError.
+    """
+    if model is None:
+        return Described(EMBEDDED, load_config(nano.folder() / "config.json"), nano.folder())
+    _refuse_gguf(model)
+    path = _path(model)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UsageError(f"{path} has no config.json, which a model folder needs")
+        return Described(path.resolve().name, load_config(path / "config.json"), path)
+    if path.suffix == ".json" or path.is_file():
+        return Described(path.stem, load_config(path))
+    name = model.removeprefix("random:")
+    if name != model or name.lower() in PRESETS:
+        return Described(name, preset(name))
+    if model.count("/") == 1:
+        return Described(model, load_config(_fetch_config(model)))
+    raise UsageError(
+        f"{model!r} is no folder, no config.json, no repository name (org/name) "
+        f"and none of the presets {', '.join(PRESETS)}"
+    )
+
+
+def load_provider(model: str | None) -> "Provider":
+    """The model that MODEL names, loaded and ready to answer.
+
+    Raises what `describe` raises, and CheckpointError for weights that cannot be used.
+    """
+    if model is not None:
+        _refuse_gguf(model)
+        _refuse_without_weights(model)
+    with busy(f"loading {model or EMBEDDED}"):
+        from moonlet.checkpoint import resolve
+        from moonlet.engine import load
+
+        folder = nano.folder() if model is None else resolve(model)
+        name = EMBEDDED if model is None else model if folder.name not in model else folder.name
+        return load(folder, name)
+
+
+def _path(model: str) -> Path:
+    """`model` as a path that can be asked whether it exists. Raises UsageError."""
+    try:
+        path = Path(model).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, no such user, a null character
+        raise UsageError(f"{model[:80]!r} is no MODEL: {error.args[-1]}") from error
+    return path
+
+
+def _refuse_gguf(model: str) -> None:
+    if model.lower().endswith(".gguf"):
+        raise NotSupportedError(f"{model}: GGUF files are not supported yet; give a folder")
+
+
+def _refuse_without_weights(model: str) -> None:
+    if model.startswith("random:"):
+        raise NotSupportedError(f"{model}: random weights can only be inspected so far")
+    if model.lower() in PRESETS and not _path(model).exists():
+        raise UsageError(
+            f"{model} is a preset, a shape without weights; give a folder or a repository name"
+        )
+
+
+def _fetch_config(repository: str) -> Path:
+    """config.json of a repository, in the cache of huggingface_hub."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        with busy(f"fetching config.json of {repository}"):
+            return Path(hf_hub_download(repository, "config.json"))
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(
+            f"there is no folder {repository} here and its config.json cannot be fetched: {reason}"
+        ) from error

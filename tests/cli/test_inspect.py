@@ -1,0 +1,130 @@
+"""`moonlet inspect`: the published numbers, as a document and as a table."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moonlet.cli.main import main
+from moonlet.config import preset, to_hf
+from tests.shared import SHARED, needs_shared
+
+CONFIGS = SHARED / "reference" / "configs"
+
+
+def inspected(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, Any]:
+    assert main(["inspect", *argv, "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    return json.loads(out)
+
+
+def test_k25(capsys: pytest.CaptureFixture[str]) -> None:
+    found = inspected(capsys, "kimi-k2.5")
+    parameters, stored = found["parameters"], found["bytes"]
+    text = parameters["language_model"]
+    assert round(text["total"] / 1e9, 1) == 1026.4
+    assert round(text["active"] / 1e9, 1) == 31.7
+    assert round(text["active_with_embedding"] / 1e9, 1) == 32.9
+    assert round(parameters["vision_tower"] / 1e6, 1) == 416.9
+    assert round(parameters["projector"] / 1e6, 1) == 54.3
+    assert round(stored["language_model"] / 1e9) == 594
+    assert round(stored["total"] / 1e9, 1) == 595.1
+    assert found["cache_bytes_per_token"] == 70272
+    assert found["context_length"] == 262144
+    assert found["files"] is None
+    assert sum(sum(part["bytes"].values()) for part in found["parts"].values()) == stored["total"]
+
+
+def test_the_keys_of_the_document_are_frozen(capsys: pytest.CaptureFixture[str]) -> None:
+    found = inspected(capsys, "random:tiny")
+    assert {key: sorted(value) if isinstance(value, dict) else None for key, value in found.items()} == {
+        "model": None,
+        "model_type": None,
+        "parameters": ["language_model", "projector", "total", "vision_tower"],
+        "bytes": ["language_model", "projector", "total", "vision_tower"],
+        "bytes_if": ["bfloat16", "int4"],
+        "parts": sorted(["attention", "dense", "embedding", "experts", "head", "norm", "projector", "router", "shared_experts", "vision"]),
+        "cache_bytes_per_token": None,
+        "context_length": None,
+        "files": None,
+    }  # fmt: skip
+
+
+@needs_shared
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.json")), ids=lambda path: path.stem)
+def test_every_published_config(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if "Kimi-K3" in path.name:
+        assert main(["inspect", str(path)]) == 2
+        assert "another class of network" in capsys.readouterr().err
+    else:
+        assert inspected(capsys, str(path))["parameters"]["total"] > 10**9
+
+
+@needs_shared
+def test_k25_needs_neither_torch_nor_memory() -> None:
+    code = (
+        "import resource, sys; from moonlet.cli.main import main; main(sys.argv[1:])\n"
+        "peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)\n"
+        "assert 'torch' not in sys.modules and peak < 2**30, peak"
+    )
+    path = CONFIGS / "moonshotai--Kimi-K2.5.json"
+    argv = [sys.executable, "-c", code, "inspect", str(path), "--json"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["model_type"] == "kimi_k25"
+
+
+def test_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", "kimi-k2.5"]) == 0
+    out = capsys.readouterr().out
+    for fact in (
+        "1,026.4 B",
+        "31.7 B",
+        "32.9 B",
+        "416.9 M",
+        "54.3 M",
+        "70,272",
+        "594.2 GB",
+        "int4",
+    ):
+        assert fact in out
+
+
+def test_a_folder_shows_its_files_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(to_hf(preset("tiny"))))
+    for i in range(2):
+        (tmp_path / f"model-{i}.safetensors").write_bytes(bytes(1000))
+    found = inspected(capsys, str(tmp_path))
+    assert found["files"] == {"count": 2, "bytes": 2000}
+    assert found["model"] == tmp_path.name
+    assert main(["inspect", str(tmp_path)]) == 0
+    assert "2.0 KB in 2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        ("nothing-like-this", "none of the presets"),
+        ("random:nothing", "no preset 'nothing'"),
+        ("model.gguf", "GGUF files are not supported"),
+        ("missing.json", "cannot read missing.json"),
+        ("~no-such-user/x", "no MODEL"),
+        ("x" * 5000, "no MODEL"),
+        ("\0", "none of the presets"),
+        ("", "no config.json"),
+    ],
+)
+def test_what_cannot_be_inspected(
+    model: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert main(["inspect", model]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert says in err
+    assert err.count("\n") == 1

@@ -1,0 +1,112 @@
+"""The command line as a contract: its flags, its exit statuses, and that it starts without torch."""
+
+import subprocess
+import sys
+from argparse import Namespace, _SubParsersAction
+
+import pytest
+
+import moonlet
+from moonlet.cli import inspect
+from moonlet.cli.main import build_parser, main
+from moonlet.errors import CheckpointError, ConfigError, EngineError, MoonletError
+
+# Frozen: a new knob belongs into a configuration first. Change this list only on purpose.
+FLAGS = {
+    "serve": ["[MODEL]", "--help", "--host", "--json", "--port"],
+    "chat": ["[MODEL_OR_URL]", "--help", "--json", "--model"],
+    "inspect": ["[MODEL]", "--help", "--json"],
+    "train": ["--help", "--json", "--out", "RECIPE"],
+}
+
+
+def test_flags_are_frozen() -> None:
+    commands = next(a for a in build_parser()._actions if isinstance(a, _SubParsersAction))
+    found = {
+        name: sorted(
+            max(action.option_strings, key=len)
+            if action.option_strings
+            else f"[{action.metavar}]"
+            if action.nargs == "?"
+            else str(action.metavar)
+            for action in parser._actions
+        )
+        for name, parser in commands.choices.items()
+    }
+    assert found == {name: sorted(flags) for name, flags in FLAGS.items()}
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"moonlet {moonlet.__version__}\n"
+
+
+@pytest.mark.parametrize("argv", [[], ["fly"], ["inspect", "--fast"], ["serve", "--port", "x"]])
+def test_wrong_usage_is_status_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(argv)
+    assert caught.value.code == 2
+    assert "usage: moonlet" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (ConfigError("a bad config"), 2),
+        (CheckpointError("a bad file"), 2),
+        (EngineError("the engine broke"), 1),
+        (MoonletError("something broke"), 1),
+        (PermissionError(13, "Permission denied", "/x"), 1),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_failures_become_statuses(
+    error: BaseException,
+    status: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(_args: Namespace) -> int:
+        raise error
+
+    monkeypatch.setattr(inspect, "run", fail)
+    assert main(["inspect"]) == status
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == ("" if status == 130 else f"moonlet: {error}\n")
+
+
+def test_messages_cannot_steer_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", "no\x1b[2J\ud800"]) == 2
+    assert "\x1b" not in capsys.readouterr().err
+
+
+def test_starting_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; from moonlet.cli.main import build_parser; build_parser()\n"
+        "heavy = {'torch', 'numpy', 'transformers', 'tiktoken', 'PIL', 'fastapi', 'uvicorn', 'rich', "
+        "'huggingface_hub'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_a_reader_that_leaves_is_no_traceback() -> None:
+    code = "import sys; from moonlet.cli.main import main; sys.exit(main(['inspect', 'kimi-k2.5', '--json']))"
+    with subprocess.Popen(
+        [sys.executable, "-c", f"input()\n{code}"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.close()  # before the command writes: it waits for the line on stdin
+        process.stdout = None
+        _, err = process.communicate(b"\n")
+    assert b"Traceback" not in err
+    assert process.returncode == 1

@@ -1,0 +1,127 @@
+"""`moonlet serve`: when it says that it is ready it is, and it leaves without a trace."""
+
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from moonlet.chat.fake import FakeProvider, says
+from moonlet.cli import serve
+from moonlet.cli.main import main
+from moonlet.cli.serve import bind, request
+
+FAKE = """
+import sys
+from moonlet.chat.fake import FakeProvider, says
+from moonlet.cli import serve
+from moonlet.cli.main import main
+serve.load_provider = lambda model: FakeProvider(says("632"))
+sys.exit(main(["serve", "--port", "0", *sys.argv[1:]]))
+"""
+
+
+@contextmanager
+def serving(*flags: str) -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen(
+        [sys.executable, "-c", FAKE, *flags],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_the_document_comes_when_the_server_answers_and_ctrl_c_ends_it() -> None:
+    with serving("--json") as process:
+        assert process.stdout is not None
+        text = ""
+        while "}" not in text.splitlines()[-1:]:
+            text += process.stdout.readline()
+        ready = json.loads(text)
+        assert ready["model"] == "fake"
+        with urllib.request.urlopen(f"{ready['url']}/models") as response:
+            assert json.load(response)["data"][0]["id"] == "fake"
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate()
+    assert (process.returncode, out, err) == (130, "", "")
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="no curl here")
+def test_the_printed_request_can_be_pasted() -> None:
+    with serving() as process:
+        assert process.stdout is not None
+        lines = [process.stdout.readline() for _ in range(3)]
+        assert lines[0].startswith("fake answers at http://127.0.0.1:")
+        done = subprocess.run(lines[2], shell=True, capture_output=True, text=True, check=True)
+    answer = json.loads(done.stdout)
+    assert answer["choices"][0]["message"]["content"] == "632"
+
+
+def test_the_request_is_safe_to_paste() -> None:
+    provider = FakeProvider(says("ok"))
+    assert '"thinking": {"type": "enabled"}' in request("http://x", provider)
+    hostile = "a'; echo oops; '"
+    provider.card = type(provider.card)(hostile, 0, 10)
+    done = subprocess.run(
+        ["sh", "-c", request("http://x", provider).replace("curl", "printf '%s\\n'", 1)],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert json.loads(done.stdout.splitlines()[-1])["model"] == hostile
+
+
+def test_a_port_in_use_is_told_before_the_model_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(serve, "load_provider", lambda model: pytest.fail("it was loaded"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["serve", "--port", str(port)]) == 2
+    error = capsys.readouterr().err
+    assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in error
+    assert "--port" in error
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [["--port", "70000"], ["--port", "-1"], ["--host", "no.such.host.invalid"], ["--host", "."]],
+)
+def test_addresses_that_do_not_exist(
+    flags: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(serve, "load_provider", lambda model: pytest.fail("it was loaded"))
+    assert main(["serve", *flags]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_port_taken_while_the_model_loads(capsys: pytest.CaptureFixture[str]) -> None:
+    with bind("127.0.0.1", 0) as ours, socket.socket() as theirs:
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        theirs.bind(ours.getsockname())
+        theirs.listen()
+        with pytest.raises(serve.UsageError, match="Address already in use"):
+            serve.serve(FakeProvider([]), ours, lambda: pytest.fail("it said that it was ready"))
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        ("model.gguf", "GGUF files are not supported"),
+        ("random:tiny", "random weights can only be inspected"),
+        ("tiny", "a shape without weights"),
+    ],
+)
+def test_models_that_cannot_be_served(
+    model: str, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["serve", model, "--port", "0"]) == 2
+    assert says in capsys.readouterr().err
