@@ -169,8 +169,9 @@ def test_leaving_a_local_answer_stops_the_generation() -> None:
     events = source.answer([{"role": "user", "content": "a"}], thinking=True)
     next(events)
     events.close()
+    stopped_at = provider.closed
     source.close()
-    assert (provider.closed, provider.finished) == (1, 0)
+    assert (stopped_at, provider.finished) == (1, 0)
 
 
 class Interrupted:
