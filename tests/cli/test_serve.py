@@ -19,18 +19,20 @@ from moonlet.cli.serve import bind, request
 
 FAKE = """
 import sys
+import asyncio
 from moonlet.chat.fake import FakeProvider, says
 from moonlet.cli import serve
 from moonlet.cli.main import main
-serve.load_provider = lambda model: FakeProvider(says("632"))
+serve.load_provider = lambda model: FakeProvider(SCRIPT)
+serve.SHUTDOWN_S = 0
 sys.exit(main(["serve", "--port", "0", *sys.argv[1:]]))
 """
 
 
 @contextmanager
-def serving(*flags: str) -> Iterator[subprocess.Popen[str]]:
+def serving(*flags: str, script: str = 'says("632")') -> Iterator[subprocess.Popen[str]]:
     with subprocess.Popen(
-        [sys.executable, "-c", FAKE, *flags],
+        [sys.executable, "-c", FAKE.replace("SCRIPT", script), *flags],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -41,19 +43,35 @@ def serving(*flags: str) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
+def ready_document(process: subprocess.Popen[str]) -> dict[str, str]:
+    assert process.stdout is not None
+    text = ""
+    while "}" not in text.splitlines()[-1:]:
+        text += process.stdout.readline()
+    return json.loads(text)
+
+
 def test_the_document_comes_when_the_server_answers_and_ctrl_c_ends_it() -> None:
     with serving("--json") as process:
-        assert process.stdout is not None
-        text = ""
-        while "}" not in text.splitlines()[-1:]:
-            text += process.stdout.readline()
-        ready = json.loads(text)
+        ready = ready_document(process)
         assert ready["model"] == "fake"
         with urllib.request.urlopen(f"{ready['url']}/models") as response:
             assert json.load(response)["data"][0]["id"] == "fake"
         process.send_signal(signal.SIGINT)
         out, err = process.communicate()
     assert (process.returncode, out, err) == (130, "", "")
+
+
+def test_ctrl_c_cuts_a_running_answer_off_without_a_traceback() -> None:
+    with serving("--json", script='[*says("a")[:1], asyncio.Event()]') as process:
+        ready = ready_document(process)
+        body = {"model": "fake", "stream": True, "messages": [{"role": "user", "content": "x"}]}
+        url = f"{ready['url']}/chat/completions"
+        with urllib.request.urlopen(url, json.dumps(body).encode()) as response:
+            assert response.readline().startswith(b"data: ")
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate()
+    assert (process.returncode, err) == (130, "")
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="no curl here")

@@ -93,7 +93,10 @@ def serve(provider: "Provider", sock: socket.socket, announce: Callable[[], None
 
     config = uvicorn.Config(
         create_app(provider),
+        # What goes wrong in a request is logged by the app; all that uvicorn would add is the
+        # traceback of an answer that Ctrl-C cut off.
         log_config=None,
+        log_level="critical",
         access_log=False,
         timeout_graceful_shutdown=SHUTDOWN_S,
     )
