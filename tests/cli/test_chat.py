@@ -31,6 +31,7 @@ THOUGHT = [
     TextDelta("632."),
     Finish("stop", Usage(3, 4, 1)),
 ]
+MARKED = "[bold]x[/bold] :smile: **y**\x1b[2J"
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -56,8 +57,7 @@ def talk(source: Source, *lines: str) -> tuple[Chat, str]:
         except StopIteration:
             raise EOFError from None
 
-    console.input = read  # type: ignore[method-assign, assignment]
-    session = Chat(source, console, interactive=True)
+    session = Chat(source, console, interactive=True, read_line=read)
     session.talk()
     source.close()
     return session, console.file.getvalue()  # type: ignore[attr-defined]
@@ -122,6 +122,11 @@ def test_a_terminal_shows_thinking_then_the_answer() -> None:
     session, screen = talk(LocalSource(FakeProvider(THOUGHT)), "347+285?")
     assert "7+5=12\n\nIt is 632.\n" in screen
     assert [message["role"] for message in session.messages] == ["user", "assistant"]
+
+
+def test_an_answer_is_shown_as_it_is_but_cannot_steer_the_terminal() -> None:
+    _, screen = talk(LocalSource(FakeProvider(says(MARKED))), "?")
+    assert "[bold]x[/bold] :smile: **y**\ufffd[2J" in screen
 
 
 def test_thinking_is_dim() -> None:

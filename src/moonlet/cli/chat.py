@@ -8,8 +8,8 @@ import base64
 import mimetypes
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
-from collections.abc import Iterable
-from contextlib import closing
+from collections.abc import Callable, Iterable
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field
 from io import TextIOWrapper
 from pathlib import Path
@@ -83,6 +83,7 @@ class Chat:
     source: Source
     console: "Console"
     interactive: bool
+    read_line: Callable[[str], str] = input
     thinking: bool = True
     messages: list[dict[str, Any]] = field(default_factory=list)
     images: list[dict[str, Any]] = field(default_factory=list)
@@ -90,12 +91,13 @@ class Chat:
 
     def talk(self) -> None:
         """Until /exit or Ctrl-D. A failure is shown and the conversation goes on."""
-        import readline  # noqa: F401  (importing it gives input() its history and editing)
+        with suppress(ImportError):  # not every build of Python has it
+            import readline  # noqa: F401  (its import gives `input` history and editing)
 
         self.console.print(f"{self.source.name}   /help for commands, Ctrl-D to leave", style="dim")
         while True:
             try:
-                if self.handle(self.console.input("[bold]> [/bold]")):
+                if self.handle(self.read_line("> ")):
                     return
             except EOFError:
                 self.console.print()
@@ -173,7 +175,8 @@ class Chat:
 
     def _show(self, text: str, dim: bool = False) -> None:
         style = "dim" if dim else None
-        self.console.print(printable(text), end="", style=style, markup=False, soft_wrap=True)
+        text = printable(text)
+        self.console.print(text, end="", style=style, markup=False, emoji=False, soft_wrap=True)
 
 
 def image_part(path: str) -> dict[str, Any]:
