@@ -20,7 +20,7 @@ def test_recorded_rows_of_a_matrix_with_partial_blocks_decode() -> None:
     for row, text in example["fp8_bytes_hex"].items():
         codes[int(row)] = np.frombuffer(bytes.fromhex(text), np.uint8)
     scale = np.array(example["weight_scale_inv"], np.float32)
-    assert scale.shape == fp8.scale_shape(*codes.shape)
+    assert scale.shape == fp8.scale_shape(130, 200)
     value = fp8.decode(codes, scale)
     for row, expected in example["dequant"].items():
         np.testing.assert_array_equal(value[int(row)], np.array(expected, np.float32))

@@ -100,11 +100,9 @@ def test_bf16_rounds_to_nearest_even_and_keeps_specials() -> None:
 
 
 def test_decoding_agrees_with_compressed_tensors() -> None:
-    pytest.importorskip("compressed_tensors")
     torch = pytest.importorskip("torch")
-    from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
-
+    theirs = pytest.importorskip("compressed_tensors.compressors.pack_quantized.helpers")
     codes = np.random.default_rng(4).integers(-8, 8, (5, 64)).astype(np.int8)
-    packed = pack_to_int32(torch.from_numpy(codes), 4).numpy()
+    packed = theirs.pack_to_int32(torch.from_numpy(codes), 4).numpy()
     assert (int4.decode(packed, one(5, 64), 64) == codes).all()
     assert (int4._pack(codes) == packed).all()

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import cast
 
+from moonlet.checkpoint.untrusted import shown
 from moonlet.errors import CheckpointError, NotSupportedError
 
 # Data only: nothing that could be executed is ever fetched.
@@ -26,14 +27,14 @@ def resolve(model: str) -> Path:
         path = Path(model).expanduser()
         exists = path.exists()
     except (OSError, RuntimeError, ValueError) as error:  # too long, no such user, a null character
-        raise CheckpointError(f"{model[:200]!r} is not a path: {error}") from error
-    if path.is_dir():
+        raise CheckpointError(f"{shown(model)} is not a path: {shown(str(error))}") from error
+    if model and path.is_dir():
         return path
-    if exists:
+    if model and exists:
         raise CheckpointError(f"{model} is a file; give the folder that it lies in")
     if not _REPOSITORY.fullmatch(model):
         raise CheckpointError(
-            f"{model!r} is neither a folder here nor a repository name like org/name"
+            f"'{shown(model)}' is neither a folder here nor a repository name like org/name"
         )
     return _download(model)
 

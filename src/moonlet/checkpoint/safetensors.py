@@ -71,11 +71,11 @@ class SafetensorsFile:
         self.path = path
         self._map: mmap.mmap | None = None
         try:
+            status = path.stat()
+            if not stat.S_ISREG(status.st_mode):  # asked first: opening a pipe would wait for ever
+                raise CheckpointError(f"{path} is not a regular file")
+            self.size_bytes = status.st_size
             with path.open("rb") as file:
-                status = os.fstat(file.fileno())
-                if not stat.S_ISREG(status.st_mode):
-                    raise CheckpointError(f"{path} is not a regular file")
-                self.size_bytes = status.st_size
                 header, data_start = self._read_header(file)
         except OSError as error:
             raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
