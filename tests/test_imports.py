@@ -92,7 +92,9 @@ def test_lower_levels_do_not_load_torch() -> None:
             ".__init__"
         )
         for unit in present
-        for path in ([SRC / f"{unit}.py"] if (SRC / f"{unit}.py").exists() else (SRC / unit).rglob("*.py"))
+        for path in (
+            [SRC / f"{unit}.py"] if (SRC / f"{unit}.py").exists() else (SRC / unit).rglob("*.py")
+        )
         if path.stem != "__main__"
     ]
     code = f"import sys, importlib\nfor m in {modules!r}: importlib.import_module(m)\n"

@@ -32,10 +32,9 @@ class GenerateRequest:
 
 @dataclass(frozen=True)
 class Finished:
-    """Why a stream ended. `num_tokens` counts the end token too, which is not part of the stream."""
+    """Why a stream ended: at an end token (the last of the stream), at the limit, or cancelled."""
 
     reason: Literal["stop", "length", "cancelled"]
-    num_tokens: int
 
 
 Item = int | Finished | MoonletError
@@ -127,19 +126,19 @@ class Engine:
         logits = None
         for token_ids, media in self._prefill_chunks(request):
             if stream._cancelled.is_set():
-                return Finished("cancelled", 0)
+                return Finished("cancelled")
             logits = self._step(token_ids, cache, media)
         assert logits is not None  # submit refuses empty prompts
-        for made in range(1, request.max_tokens + 1):
+        for left in reversed(range(request.max_tokens)):
             token = sampler.draw(logits)
-            if token in self.end_ids:
-                return Finished("stop", made)
             stream._put(token)
+            if token in self.end_ids:
+                return Finished("stop")
             if stream._cancelled.is_set():
-                return Finished("cancelled", made)
-            if made < request.max_tokens:
+                return Finished("cancelled")
+            if left:
                 logits = self._step([token], cache)
-        return Finished("length", request.max_tokens)
+        return Finished("length")
 
     def _step(
         self, token_ids: list[int], cache: LatentCache, media: Media | None = None
@@ -154,7 +153,7 @@ class Engine:
 
     def _prefill_chunks(self, request: GenerateRequest) -> Iterator[tuple[list[int], Media | None]]:
         """The prompt in pieces, with the media that belong to each; no item is cut in two."""
-        placeholder = self.model.config.media_placeholder_token_id
+        placeholder = self.model.config.media_placeholder_token_id or 0  # None: takes no media
         ids, waiting = request.token_ids, list(request.media)
         start = 0
         while start < len(ids):

@@ -1,0 +1,172 @@
+"""The provider in this process: messages -> prompt -> engine -> parser -> events."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from pathlib import Path
+
+from moonlet.chat.jinja import load_template
+from moonlet.chat.media import MERGE, PATCH
+from moonlet.chat.parser import OutputParser
+from moonlet.chat.provider import ChatRequest, Event, ModelCard, Sampling
+from moonlet.chat.template import Prompt, Template
+from moonlet.chat.tokenizer import Tokenizer
+from moonlet.config import ModelConfig
+from moonlet.engine.engine import Engine, Finished, GenerateRequest, Item
+from moonlet.engine.sampler import SamplingParams
+from moonlet.errors import CheckpointError, MoonletError, NotSupportedError, PromptError
+from moonlet.model import load_model
+
+DEFAULT_MAX_TOKENS = 32_768  # what the Kimi API answers with when a request names no limit
+
+
+@dataclass(frozen=True)
+class SamplingDefaults:
+    """How to sample when a request does not say: by mode, as the K2.5 model card advises."""
+
+    thinking: SamplingParams = SamplingParams(1.0, 0.95)  # noqa: RUF009  frozen
+    instant: SamplingParams = SamplingParams(0.6, 0.95)  # noqa: RUF009  frozen
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> "SamplingDefaults":
+        """generation_config.json decides when it says anything about sampling."""
+        path = folder / "generation_config.json"
+        if not path.is_file():
+            return cls()
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+            if raw.get("do_sample") is False:
+                return cls(SamplingParams(0.0), SamplingParams(0.0))
+            if raw.get("temperature") is None:
+                return cls()
+            params = SamplingParams(
+                float(raw["temperature"]), float(raw.get("top_p", 1.0)), int(raw.get("top_k", 0))
+            )
+        except (ValueError, TypeError, AttributeError, RecursionError, MoonletError) as error:
+            raise CheckpointError(
+                f"{path} does not hold usable generation settings: {error}"
+            ) from error
+        return cls(params, params)
+
+    def resolve(self, asked: Sampling, thinking: bool) -> SamplingParams:
+        default = self.thinking if thinking else self.instant
+        return SamplingParams(
+            default.temperature if asked.temperature is None else asked.temperature,
+            default.top_p if asked.top_p is None else asked.top_p,
+            default.top_k if asked.top_k is None else asked.top_k,
+            asked.seed,
+        )
+
+
+class LocalProvider:
+    """Answers with a model of this process."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        template: Template,
+        card: ModelCard,
+        defaults: SamplingDefaults,
+    ) -> None:
+        self.card = card
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self._template = template
+        self._defaults = defaults
+
+    async def stream(self, request: ChatRequest) -> AsyncGenerator[Event, None]:
+        """Events of one answer. Raises PromptError and MediaError before the first event."""
+        # Opening images takes a while: off the event loop.
+        prompt = await asyncio.to_thread(
+            self._template.render,
+            request.messages,
+            request.tools,
+            request.thinking,
+            request.preserve_thinking,
+        )
+        loop, items = asyncio.get_running_loop(), asyncio.Queue[Item]()
+
+        def sink(item: Item) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
+                loop.call_soon_threadsafe(items.put_nowait, item)
+
+        stream = self._engine.submit(self._generation(request, prompt), sink)
+        parser = OutputParser(
+            self._tokenizer,
+            self._template.starts_in_reasoning(request.thinking),
+            request.stop,
+            request.tools or [],
+        )
+        try:
+            while not isinstance(item := await items.get(), Finished):
+                if isinstance(item, MoonletError):
+                    raise item
+                for event in parser.push(item):
+                    yield event
+                if parser.stopped:
+                    break
+            cut_off = isinstance(item, Finished) and item.reason == "length"
+            for event in parser.finish("length" if cut_off else "stop", len(prompt.token_ids)):
+                yield event
+        finally:
+            stream.cancel()
+
+    def _generation(self, request: ChatRequest, prompt: Prompt) -> GenerateRequest:
+        """Raises PromptError when prompt and answer do not fit the model's context."""
+        window, used = self._engine.max_seq_len, len(prompt.token_ids)
+        wanted = request.max_tokens or min(DEFAULT_MAX_TOKENS, max(window - used, 1))
+        if used + wanted > window:
+            message = f"the prompt has {used} tokens and the answer may have {wanted}, but this model's context is {window}"
+            fits = used < window
+            raise PromptError(message, "max_tokens" if fits else "messages")
+        sampling = self._defaults.resolve(request.sampling, request.thinking)
+        return GenerateRequest(prompt.token_ids, wanted, prompt.media, sampling)
+
+    def close(self) -> None:
+        self._engine.close()
+
+
+def load(folder: Path, name: str) -> LocalProvider:
+    """The checkpoint in `folder`, ready to answer under the model name `name`.
+
+    Raises CheckpointError, ConfigError, TokenizerError or NotSupportedError, each saying what is wrong.
+    """
+    tokenizer = Tokenizer.from_folder(folder)
+    template = load_template(folder, tokenizer)
+    defaults = SamplingDefaults.from_folder(folder)
+    model = load_model(folder)
+    _check_fit(model.config, tokenizer)
+    engine = Engine(model, tokenizer.end_ids | set(model.config.eos_token_ids))
+    card = ModelCard(
+        id=name,
+        created=int((folder / "config.json").stat().st_mtime),
+        context_length=engine.max_seq_len,
+        supports_images=model.config.vision is not None,
+        supports_reasoning=template.starts_in_reasoning(True),
+    )
+    return LocalProvider(engine, tokenizer, template, card, defaults)
+
+
+def _check_fit(config: ModelConfig, tokenizer: Tokenizer) -> None:
+    if tokenizer.vocab_size > config.vocab_size:
+        raise CheckpointError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens but the model only {config.vocab_size}: "
+            "the files belong to different models"
+        )
+    if (
+        config.vision
+        and tokenizer.special.get("<|media_pad|>") != config.media_placeholder_token_id
+    ):
+        raise CheckpointError(
+            f"media_placeholder_token_id is {config.media_placeholder_token_id} in config.json but "
+            f"{tokenizer.special.get('<|media_pad|>')} in the tokenizer: the files belong to different models"
+        )
+    vision = config.vision
+    if vision and (vision.patch_size, vision.merge_kernel_size) != (PATCH, (MERGE, MERGE)):
+        raise NotSupportedError(
+            f"images are cut into {PATCH}x{PATCH} patches merged {MERGE}x{MERGE}; this model wants "
+            f"{vision.patch_size} and {vision.merge_kernel_size}"
+        )

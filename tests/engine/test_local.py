@@ -1,0 +1,244 @@
+"""The provider of this process: a real engine on a tiny checkpoint, and a scripted one for the words."""
+
+import asyncio
+import base64
+import io
+import json
+from collections.abc import Callable, Iterator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from moonlet.chat.messages import parse_messages
+from moonlet.chat.provider import (
+    ChatRequest,
+    Completion,
+    ModelCard,
+    ReasoningDelta,
+    Sampling,
+    TextDelta,
+    collect,
+)
+from moonlet.chat.template import ChatTemplate
+from moonlet.chat.tokenizer import BYTE_TOKENS, Tokenizer, write_vocabulary
+from moonlet.checkpoint import save_checkpoint
+from moonlet.config import preset
+from moonlet.engine import Finished, GenerateRequest, LocalProvider, load
+from moonlet.engine.engine import Item, Stream
+from moonlet.engine.local import SamplingDefaults
+from moonlet.errors import CheckpointError, EngineError, MediaError, PromptError
+from moonlet.model import Model
+
+TINY = preset("tiny")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of random weights with a vocabulary of bare bytes."""
+    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    save_checkpoint(folder, TINY, Model(TINY).state_dict())
+    write_vocabulary(folder / "tiktoken.model", BYTE_TOKENS)
+    media = {"in_patch_limit": 64, "patch_size": 14, "merge_kernel_size": 2}
+    media |= {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (folder / "preprocessor_config.json").write_text(json.dumps({"media_proc_cfg": media}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def provider(folder: Path) -> Iterator[LocalProvider]:
+    provider = load(folder, "tiny")
+    yield provider
+    provider.close()
+
+
+def request(text: str | list[dict[str, Any]] = "hi", **more: Any) -> ChatRequest:
+    more.setdefault("sampling", Sampling(seed=3))
+    return ChatRequest(parse_messages([{"role": "user", "content": text}]), **more)
+
+
+def answer(provider: LocalProvider, asked: ChatRequest) -> Completion:
+    return asyncio.run(collect(provider.stream(asked)))
+
+
+def picture(width: int, height: int) -> dict[str, Any]:
+    data = io.BytesIO()
+    Image.new("RGB", (width, height), "red").save(data, "PNG")
+    url = "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+def test_the_card_tells_what_the_model_can(provider: LocalProvider) -> None:
+    card = provider.card
+    assert (card.id, card.context_length) == ("tiny", TINY.max_position_embeddings)
+    assert card.supports_images
+    assert card.supports_reasoning
+
+
+def test_an_answer_counts_its_tokens(provider: LocalProvider) -> None:
+    completion = answer(provider, request(max_tokens=20))
+    assert completion.finish_reason in ("length", "stop", "tool_calls")
+    assert 0 < completion.usage.completion_tokens <= 20
+    # role token, "user", middle, "hi", end; role token, "assistant", middle, think
+    assert completion.usage.prompt_tokens == 1 + 4 + 1 + 2 + 1 + 1 + 9 + 1 + 1
+
+
+def test_the_same_seed_gives_the_same_answer(provider: LocalProvider) -> None:
+    assert answer(provider, request(max_tokens=30)) == answer(provider, request(max_tokens=30))
+
+
+def test_images_reach_the_model(provider: LocalProvider) -> None:
+    greedy = Sampling(temperature=0)
+    small = answer(provider, request([picture(28, 28)], max_tokens=5, sampling=greedy))
+    wide = answer(provider, request([picture(84, 56)], max_tokens=5, sampling=greedy))
+    assert wide.usage.prompt_tokens == small.usage.prompt_tokens + 5
+
+
+def test_a_bad_image_is_refused_with_its_place(provider: LocalProvider) -> None:
+    part = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+    with pytest.raises(MediaError) as caught:
+        answer(provider, request([{"type": "text", "text": "x"}, part]))
+    assert caught.value.param is not None
+    assert caught.value.param.startswith("messages[0].content[1]")
+
+
+def test_what_does_not_fit_the_context_is_refused(provider: LocalProvider) -> None:
+    with pytest.raises(PromptError) as caught:
+        answer(provider, request(max_tokens=TINY.max_position_embeddings))
+    assert caught.value.param == "max_tokens"
+    with pytest.raises(PromptError) as caught:
+        answer(provider, request("x" * (TINY.max_position_embeddings + 1)))
+    assert caught.value.param == "messages"
+
+
+def test_leaving_an_answer_frees_the_engine(provider: LocalProvider) -> None:
+    async def leave() -> None:
+        async with aclosing(provider.stream(request(max_tokens=4000))) as events:
+            await anext(events)
+
+    asyncio.run(leave())
+    assert answer(provider, request(max_tokens=3)).usage.completion_tokens <= 3
+
+
+class ScriptedEngine:
+    """Answers with given items and remembers what was asked."""
+
+    max_seq_len = 1000
+
+    def __init__(self, items: list[Item]) -> None:
+        self.items = items
+        self.asked: list[GenerateRequest] = []
+        self.streams: list[Stream] = []
+
+    def submit(self, asked: GenerateRequest, sink: Callable[[Item], None]) -> Stream:
+        self.asked.append(asked)
+        self.streams.append(Stream(sink))
+        for item in self.items:
+            sink(item)
+        return self.streams[-1]
+
+    def close(self) -> None: ...
+
+
+def scripted(
+    folder: Path, items: list[Item], defaults: SamplingDefaults | None = None
+) -> tuple[LocalProvider, ScriptedEngine, Tokenizer]:
+    tokenizer = Tokenizer.from_folder(folder)
+    engine = ScriptedEngine(items)
+    provider = LocalProvider(
+        engine,  # pyright: ignore[reportArgumentType]
+        tokenizer,
+        ChatTemplate(tokenizer),
+        ModelCard("scripted", 0, 1000, supports_reasoning=True),
+        defaults or SamplingDefaults(),
+    )
+    return provider, engine, tokenizer
+
+
+def test_thinking_and_answer_are_told_apart(folder: Path) -> None:
+    _, _, tokenizer = scripted(folder, [])
+    said = [*tokenizer.encode("hm"), tokenizer.id_of("</think>"), *tokenizer.encode("yes")]
+    items: list[Item] = [*said, tokenizer.id_of("<|im_end|>"), Finished("stop")]
+    provider, _, _ = scripted(folder, items)
+    completion = answer(provider, request())
+    assert (completion.reasoning, completion.text) == ("hm", "yes")
+    assert completion.finish_reason == "stop"
+    assert completion.usage.completion_tokens == 2 + 1 + 3 + 1
+    assert completion.usage.reasoning_tokens == 2
+    instant = answer(
+        scripted(folder, [*tokenizer.encode("yes"), Finished("stop")])[0], request(thinking=False)
+    )
+    assert (instant.reasoning, instant.text) == ("", "yes")
+
+
+def test_events_arrive_token_by_token(folder: Path) -> None:
+    _, _, tokenizer = scripted(folder, [])
+    items: list[Item] = [
+        *tokenizer.encode("ab"),
+        tokenizer.id_of("</think>"),
+        *tokenizer.encode("cd"),
+    ]
+    provider, _, _ = scripted(folder, [*items, Finished("length")])
+
+    async def events() -> list[Any]:
+        return [event async for event in provider.stream(request())]
+
+    got = asyncio.run(events())
+    assert got[:-1] == [ReasoningDelta("a"), ReasoningDelta("b"), TextDelta("c"), TextDelta("d")]
+    assert got[-1].reason == "length"
+
+
+def test_a_stop_string_ends_the_generation(folder: Path) -> None:
+    _, _, tokenizer = scripted(folder, [])
+    items: list[Item] = [*tokenizer.encode("one END two"), Finished("length")]
+    provider, engine, _ = scripted(folder, items)
+    completion = answer(provider, request(thinking=False, stop=("END",)))
+    assert (completion.text.strip(), completion.finish_reason) == ("one", "stop")
+    assert engine.streams[0]._cancelled.is_set()
+
+
+def test_an_error_of_the_engine_is_raised(folder: Path) -> None:
+    provider, _, _ = scripted(folder, [65, EngineError("broken")])
+    with pytest.raises(EngineError, match="broken"):
+        answer(provider, request())
+
+
+def test_sampling_defaults_depend_on_the_mode(folder: Path) -> None:
+    provider, engine, _ = scripted(folder, [Finished("stop")])
+    for thinking in (True, False):
+        answer(provider, request(thinking=thinking, sampling=Sampling()))
+    answer(provider, request(sampling=Sampling(temperature=0.3, top_p=0.5, top_k=7, seed=1)))
+    used = [(a.sampling.temperature, a.sampling.top_p, a.sampling.top_k) for a in engine.asked]
+    assert used == [(1.0, 0.95, 0), (0.6, 0.95, 0), (0.3, 0.5, 7)]
+
+
+@pytest.mark.parametrize(
+    ("content", "temperature"),
+    [
+        ({"do_sample": False}, 0),
+        ({"temperature": 0.7, "top_p": 0.9}, 0.7),
+        ({"max_length": 9}, 1.0),
+    ],
+)
+def test_generation_config_decides(
+    tmp_path: Path, content: dict[str, Any], temperature: float
+) -> None:
+    (tmp_path / "generation_config.json").write_text(json.dumps(content))
+    assert SamplingDefaults.from_folder(tmp_path).thinking.temperature == temperature
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"temperature": "hot"}', '{"temperature": -3}'])
+def test_a_broken_generation_config_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "generation_config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"generation_config\.json"):
+        SamplingDefaults.from_folder(tmp_path)
+
+
+def test_a_tokenizer_of_another_model_is_refused(folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    save_checkpoint(other, TINY, Model(TINY).state_dict())
+    write_vocabulary(other / "tiktoken.model", [*BYTE_TOKENS, b"ab", b"cd"])
+    with pytest.raises(CheckpointError, match="different models"):
+        load(other, "other")
