@@ -21,7 +21,7 @@ from moonlet.model.cache import LatentCache, Past
 from moonlet.model.layers import RMSNorm, SwiGLU
 from moonlet.model.moe import MoE, Router
 from moonlet.model.rotary import text_rotation
-from moonlet.model.vision import Grid, PositionTable, Projector, VisionTower
+from moonlet.model.vision import Grid, Projector, VisionTower
 
 
 @dataclass(frozen=True)
@@ -155,9 +155,10 @@ class Model(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, seed: int = 0) -> None:
-        """Normal(0, initializer_range) for matrices, one for norm gains, zero for biases.
+        """Normal(0, initializer_range) for matrices and tables, one for norm gains, zero for biases.
 
-        The position table of the tower gets Normal(0, 1) like the published code's. Same seed, same weights.
+        The published tower starts its position table at Normal(0, 1), which drowns the patches of a
+        tower that is trained from nothing. Same seed, same weights.
         """
         generator = torch.Generator().manual_seed(seed)
         std = self.config.initializer_range
@@ -167,11 +168,10 @@ class Model(nn.Module):
             elif isinstance(module, RMSNorm):
                 module.weight.fill_(1.0)
             else:
-                scale = 1.0 if isinstance(module, PositionTable) else std
                 for name, parameter in module.named_parameters(recurse=False):
                     if name == "bias":
                         parameter.zero_()
                     else:
-                        parameter.normal_(0.0, scale, generator=generator)
+                        parameter.normal_(0.0, std, generator=generator)
             if isinstance(module, Router) and module.e_score_correction_bias is not None:
                 module.e_score_correction_bias.zero_()
