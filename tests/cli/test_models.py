@@ -1,0 +1,109 @@
+"""From MODEL on the command line to answers: a random checkpoint in the published layout, all the way."""
+
+import base64
+import io
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from openai import OpenAI
+from PIL import Image
+
+from moonlet.chat.tokenizer import write_vocabulary
+from moonlet.checkpoint import save_checkpoint
+from moonlet.cli.main import main
+from moonlet.cli.models import load_provider
+from moonlet.config import preset
+from moonlet.engine import LocalProvider
+from moonlet.model import Model
+from moonlet.server import create_app
+from tests.server.running import serving
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The preset `tiny` with random weights, one token per byte, and K2.5's image settings."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-random"
+    model = Model(preset("tiny"))
+    model.init_weights(0)
+    save_checkpoint(folder, model.config, model.state_dict())
+    write_vocabulary(folder / "tiktoken.model", [bytes([value]) for value in range(256)])
+    media = {"patch_size": 14, "merge_kernel_size": 2, "in_patch_limit": 64}
+    media |= {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "patch_limit_on_one_side": 512}
+    (folder / "preprocessor_config.json").write_text(json.dumps({"media_proc_cfg": media}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def client(folder: Path) -> Iterator[OpenAI]:
+    provider = load_provider(str(folder))
+    assert isinstance(provider, LocalProvider)
+    with serving(create_app(provider)) as server, server.client() as client:
+        yield client
+    provider.close()
+
+
+def test_the_model_is_named_after_its_folder(client: OpenAI) -> None:
+    [model] = client.models.list().data
+    assert model.id == "tiny-random"
+    assert (model.model_extra or {})["context_length"] == 8192
+    assert (model.model_extra or {})["supports_image_in"] is True
+
+
+def test_a_seed_repeats_an_answer_plain_and_streamed(client: OpenAI) -> None:
+    request = {"model": "tiny-random", "max_tokens": 12, "seed": 7}
+    plain = client.chat.completions.create(messages=[{"role": "user", "content": "hi"}], **request)
+    stream = client.chat.completions.create(
+        messages=[{"role": "user", "content": "hi"}], stream=True, **request
+    )
+    deltas = [chunk.choices[0].delta for chunk in stream]
+    message = plain.choices[0].message
+    assert "".join(delta.content or "" for delta in deltas) == message.content
+    reasoning = [(delta.model_extra or {}).get("reasoning_content", "") for delta in deltas]
+    assert "".join(reasoning) == (message.model_extra or {}).get("reasoning_content", "")
+    assert plain.usage is not None
+    assert plain.usage.completion_tokens <= 12
+
+
+def test_an_image_takes_its_tokens(client: OpenAI) -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (56, 28), "red").save(file, "PNG")
+    url = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+    def prompt_tokens(*images: str) -> int:
+        parts = [{"type": "image_url", "image_url": {"url": image}} for image in images]
+        content = [*parts, {"type": "text", "text": "what is it?"}]
+        answer = client.chat.completions.create(
+            model="tiny-random",
+            max_tokens=1,
+            messages=[{"role": "user", "content": content}],  # type: ignore[arg-type, list-item]
+        )
+        assert answer.usage is not None
+        return answer.usage.prompt_tokens
+
+    # 56 x 28 pixels are 4 x 2 patches, which merge into 2 x 1 tokens; the marks around come on top.
+    assert prompt_tokens(url, url) - prompt_tokens(url) == prompt_tokens(url) - prompt_tokens()
+    assert prompt_tokens(url) - prompt_tokens() > 2
+
+
+def test_chat_answers_from_a_folder(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"hi\n")))
+    assert main(["chat", str(folder), "--json"]) == 0
+    out, err = capsys.readouterr()
+    [turn] = json.loads(out)["turns"]
+    assert turn["usage"]["completion_tokens"] > 0
+    assert err.startswith("loading ")
+
+
+def test_a_broken_folder_is_one_sentence(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("config.json", "tiktoken.model"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    for command in (["chat"], ["serve", "--port", "0"]):
+        assert main([*command, str(tmp_path)]) == 2
+        assert "Traceback" not in capsys.readouterr().err
