@@ -1,5 +1,6 @@
 """The command line as a contract: its flags, its exit statuses, and that it starts without torch."""
 
+import os
 import subprocess
 import sys
 from argparse import Namespace, _SubParsersAction
@@ -100,6 +101,7 @@ def test_a_reader_that_leaves_is_no_traceback() -> None:
     code = "import sys; from moonlet.cli.main import main; sys.exit(main(['inspect', 'kimi-k2.5', '--json']))"
     with subprocess.Popen(
         [sys.executable, "-c", f"input()\n{code}"],
+        env={**os.environ, "PYTHONUNBUFFERED": ""},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

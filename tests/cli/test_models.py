@@ -7,14 +7,16 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import huggingface_hub
 import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
 from openai import OpenAI
 from PIL import Image
 
 from moonlet.chat.tokenizer import write_vocabulary
 from moonlet.checkpoint import save_checkpoint
 from moonlet.cli.main import main
-from moonlet.cli.models import load_provider
+from moonlet.cli.models import describe, load_provider
 from moonlet.config import preset
 from moonlet.engine import LocalProvider
 from moonlet.model import Model
@@ -97,6 +99,42 @@ def test_chat_answers_from_a_folder(
     [turn] = json.loads(out)["turns"]
     assert turn["usage"]["completion_tokens"] > 0
     assert err.startswith("loading ")
+
+
+def test_a_folder_may_be_named_by_a_dot(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
+    assert main(["chat", ".", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"model": "tiny-random", "turns": []}
+
+
+def test_of_a_repository_only_the_config_is_fetched(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def fetch(*args: str) -> str:
+        asked.append(args)
+        return str(folder / "config.json")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fetch)
+    described = describe("some/model")
+    assert (described.name, described.folder) == ("some/model", None)
+    assert described.config == preset("tiny")
+    assert asked == [("some/model", "config.json")]
+
+
+def test_a_repository_that_cannot_be_reached(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fetch(*_args: str) -> str:
+        raise LocalEntryNotFoundError("check your connection\nmany more lines")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fetch)
+    assert main(["inspect", "some/model"]) == 2
+    assert capsys.readouterr().err.endswith("cannot be fetched: check your connection\n")
 
 
 def test_a_broken_folder_is_one_sentence(

@@ -35,7 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit status."""
     args = build_parser().parse_args(argv)
     try:
-        return args.run(args)
+        status = args.run(args)
+        sys.stdout.flush()  # here, so that a reader that has left is noticed here
+        return status
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:

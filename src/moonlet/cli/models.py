@@ -73,9 +73,10 @@ def load_provider(model: str | None) -> "Provider":
         from moonlet.checkpoint import resolve
         from moonlet.engine import load
 
-        folder = nano.folder() if model is None else resolve(model)
-        name = EMBEDDED if model is None else model if folder.name not in model else folder.name
-        return load(folder, name)
+        if model is None:
+            return load(nano.folder(), EMBEDDED)
+        path = _path(model)
+        return load(resolve(model), path.resolve().name if path.is_dir() else model)
 
 
 def _path(model: str) -> Path:
