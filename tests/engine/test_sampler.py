@@ -15,8 +15,9 @@ def counts(params: SamplingParams, draws: int = 4000) -> list[float]:
     return (drawn.bincount(minlength=4) / draws).tolist()
 
 
-def test_temperature_zero_takes_the_likeliest() -> None:
-    assert counts(SamplingParams(temperature=0), 20) == [1, 0, 0, 0]
+@pytest.mark.parametrize("temperature", [0, 1e-300, 1e-6, 1e-4])
+def test_no_temperature_takes_the_likeliest(temperature: float) -> None:
+    assert counts(SamplingParams(temperature), 20) == [1, 0, 0, 0]
 
 
 def test_shares_follow_the_probabilities() -> None:

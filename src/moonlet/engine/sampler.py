@@ -7,6 +7,10 @@ from torch import Tensor
 
 from moonlet.errors import EngineError
 
+COLDEST = (
+    1e-5  # below this the likeliest token has all the probability, and dividing would overflow
+)
+
 
 @dataclass(frozen=True)
 class SamplingParams:
@@ -45,7 +49,7 @@ class Sampler:
             raise EngineError(
                 "the model produced logits that are not finite, so its weights or its input are broken"
             )
-        if self.params.temperature == 0:
+        if self.params.temperature < COLDEST:
             return int(logits.argmax())
         probabilities, ids = (
             (logits / self.params.temperature).softmax(-1).sort(descending=True, stable=True)
