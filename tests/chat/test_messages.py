@@ -70,7 +70,9 @@ def test_tool_calls(arguments: Any, text: str) -> None:
 
 def test_tool_result_with_parts() -> None:
     parts = [{"type": "text", "text": ""}, {"type": "image_url", "image_url": "data:x"}]
-    message = parse_one(role="tool", tool_call_id="functions.f:0", name="f", content=parts)
+    call = {"id": "functions.f:0", "function": {"name": "f", "arguments": "{}"}}
+    answer = {"role": "tool", "tool_call_id": "functions.f:0", "name": "f", "content": parts}
+    message = parse_messages([{"role": "assistant", "tool_calls": [call]}, answer])[1]
     assert (message.tool_call_id, message.name) == ("functions.f:0", "f")
     assert message.parts == (TextPart(""), ImagePart("data:x"))
 
@@ -106,6 +108,10 @@ BAD = [
     ([{"role": "tool", "content": "x"}], "messages[0].tool_call_id"),
     ([{"role": "tool", "content": "x", "tool_call_id": 4}], "messages[0].tool_call_id"),
     ([{"role": "tool", "tool_call_id": "c"}], "messages[0].content"),
+    (
+        [{"role": "user", "content": "x"}, {"role": "tool", "tool_call_id": "c", "content": "x"}],
+        "messages[1]",
+    ),
     ([{"role": "assistant", "tool_calls": {}}], "messages[0].tool_calls"),
     ([{"role": "assistant", "tool_calls": ["f"]}], "messages[0].tool_calls[0]"),
     (

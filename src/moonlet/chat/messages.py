@@ -70,7 +70,16 @@ def parse_messages(raw: Any) -> list[Message]:
         raise PromptError(f"messages must be a list, not {_kind(raw)}.", "messages")
     if not raw:
         raise PromptError("messages must hold at least one message.", "messages")
-    return [_message(item, f"messages[{index}]") for index, item in enumerate(raw)]
+    messages = [_message(item, f"messages[{index}]") for index, item in enumerate(raw)]
+    called = False
+    for index, message in enumerate(messages):
+        called = called or bool(message.tool_calls)
+        if message.role == "tool" and not called:
+            raise PromptError(
+                "A tool message must follow an assistant message with tool_calls.",
+                f"messages[{index}]",
+            )
+    return messages
 
 
 def _message(raw: Any, where: str) -> Message:
