@@ -13,29 +13,18 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from openai import OpenAI
 from PIL import Image
 
-from moonlet.chat.tokenizer import write_vocabulary
-from moonlet.checkpoint import save_checkpoint
 from moonlet.cli.main import main
 from moonlet.cli.models import describe, load_provider
 from moonlet.config import preset
 from moonlet.engine import LocalProvider
-from moonlet.model import Model
 from moonlet.server import create_app
 from tests.server.running import serving
+from tests.tiny_checkpoint import write_tiny_checkpoint
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The preset `tiny` with random weights, one token per byte, and K2.5's image settings."""
-    folder = tmp_path_factory.mktemp("models") / "tiny-random"
-    model = Model(preset("tiny"))
-    model.init_weights(0)
-    save_checkpoint(folder, model.config, model.state_dict())
-    write_vocabulary(folder / "tiktoken.model", [bytes([value]) for value in range(256)])
-    media = {"patch_size": 14, "merge_kernel_size": 2, "in_patch_limit": 64}
-    media |= {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "patch_limit_on_one_side": 512}
-    (folder / "preprocessor_config.json").write_text(json.dumps({"media_proc_cfg": media}))
-    return folder
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("models") / "tiny-random")
 
 
 @pytest.fixture(scope="module")

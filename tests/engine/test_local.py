@@ -31,20 +31,14 @@ from moonlet.engine.engine import Item, Stream
 from moonlet.engine.local import SamplingDefaults
 from moonlet.errors import CheckpointError, EngineError, MediaError, PromptError
 from moonlet.model import Model
+from tests.tiny_checkpoint import write_tiny_checkpoint
 
 TINY = preset("tiny")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of random weights with a vocabulary of bare bytes."""
-    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
-    save_checkpoint(folder, TINY, Model(TINY).state_dict())
-    write_vocabulary(folder / "tiktoken.model", BYTE_TOKENS)
-    media = {"in_patch_limit": 64, "patch_size": 14, "merge_kernel_size": 2}
-    media |= {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-    (folder / "preprocessor_config.json").write_text(json.dumps({"media_proc_cfg": media}))
-    return folder
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")
 
 
 @pytest.fixture(scope="module")
