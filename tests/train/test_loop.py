@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -128,5 +129,5 @@ def test_schedule_warms_up_holds_and_decays() -> None:
     rates = [wsd(step, 100, 1.0, 10, 30, floor=0.1) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert rates[10:70] == [1.0] * 60
-    assert all(a > b for a, b in zip(rates[70:], rates[71:], strict=False))
+    assert all(a > b for a, b in pairwise(rates[70:]))
     assert 0.1 <= rates[-1] < 0.11
