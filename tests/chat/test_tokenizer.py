@@ -84,9 +84,9 @@ def test_long_runs_do_not_overwhelm_the_pattern(text: str) -> None:
 def test_runs_are_cut_where_the_original_cuts_them() -> None:
     doubled = Tokenizer([*BYTE_TOKENS, b"aa"])
     assert len(doubled.encode("a" * 24_999)) == 12_500
-    # 25,000 + 25,000 + 1: with no cut 25,001 tokens would come as 25,000 pairs and one letter.
-    odd = Tokenizer([*BYTE_TOKENS, b"aa", b"aaa"])
-    assert len(odd.encode("b" + "a" * 25_000)) == len(odd.encode("b" + "a" * 24_999)) + 1
+    # The run "baaa..." of 25,001 loses its last letter, so 24,999 letters make 12,499 pairs and one.
+    assert len(doubled.encode("b" + "a" * 24_999)) == 1 + 12_499 + 1
+    assert len(doubled.encode("b" + "a" * 25_000)) == 1 + 12_499 + 1 + 1
     blanks = Tokenizer([*BYTE_TOKENS, b"  "])
     assert len(blanks.encode("." + " " * 25_001)) == 1 + 12_500 + 1
 

@@ -2,8 +2,9 @@
 
 messages   OpenAI-shaped dicts -> frozen messages
 tokenizer  text <-> ids; user text never becomes a special id
-template   messages -> prompt ids (native), `jinja` for a checkpoint's own template
-media      images and frames -> patches
+template   messages -> prompt ids, native (tools_typescript declares the tools)
+jinja      the same by a checkpoint's own template, run in `sandbox`
+media      pictures and frames -> patches (images opens data URLs)
 parser     generated ids -> events
 provider   the protocol that servers, agents and engines share; `fake` scripts it for tests
 """

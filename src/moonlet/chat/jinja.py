@@ -225,8 +225,8 @@ def _private_characters(variables: Any, guarded: list[str]) -> dict[str, str]:
 
 def _read_source(folder: Path) -> str | None:
     """chat_template.jinja, or the default one of tokenizer_config.json."""
+    path = folder / "chat_template.jinja"
     try:
-        path = folder / "chat_template.jinja"
         if path.is_file():
             with path.open(encoding="utf-8") as file:
                 return file.read(MAX_SOURCE + 1)

@@ -14,9 +14,10 @@ from functools import wraps
 from typing import Any, NoReturn
 
 from jinja2 import TemplateError, nodes
+from jinja2.exceptions import SecurityError
 from jinja2.ext import loopcontrols
 from jinja2.runtime import Context
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
 MAX_SOURCE = 2**20  # characters; published chat templates have a few thousand
@@ -131,7 +132,7 @@ class _Metered(NodeTransformer):
         node.body = [nodes.ExprStmt(charge), *node.body]
         return node
 
-    def visit_List(self, node: nodes.List | nodes.Tuple | nodes.Dict) -> nodes.Node:
+    def visit_List(self, node: nodes.List | nodes.Tuple | nodes.Dict) -> nodes.Expr:
         """A literal pays for all it holds, or `[x, x]` repeated would grow without end."""
         self.generic_visit(node)
         stored = isinstance(node, nodes.Tuple) and node.ctx != "load"
@@ -139,12 +140,12 @@ class _Metered(NodeTransformer):
 
     visit_Tuple = visit_Dict = visit_List
 
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Expr:
         self.generic_visit(node)
         return _filter(nodes.List(node.nodes), "_concat")
 
 
-def _filter(subject: nodes.Expr, name: str, *args: nodes.Expr) -> nodes.Filter:
+def _filter(subject: nodes.Node, name: str, *args: nodes.Expr) -> nodes.Filter:
     return nodes.Filter(subject, name, list(args), [], None, None)
 
 
