@@ -64,6 +64,13 @@ def raw(change: Callable[[bytes], bytes]) -> Spoil:
     return lambda folder: (folder / WEIGHTS).write_bytes(change((folder / WEIGHTS).read_bytes()))
 
 
+def huge_header(folder: Path) -> None:
+    """A header of 200 MB that is really there, in a file that takes no space."""
+    with (folder / WEIGHTS).open("wb") as file:
+        file.write(struct.pack("<Q", 200_000_000))
+        file.truncate(300_000_000)
+
+
 def header(text: bytes) -> Spoil:
     return lambda folder: write_raw(folder / WEIGHTS, text, b"")
 
@@ -158,6 +165,7 @@ CASES: dict[str, tuple[Spoil, str]] = {
     "seven bytes": (raw(lambda b: b[:7]), WEIGHTS),
     "only the length": (raw(lambda b: b[:8]), WEIGHTS),
     "header of 2^60 bytes": (raw(lambda b: struct.pack("<Q", 2**60) + b[8:]), str(2**60)),
+    "header of 200 MB": (huge_header, "claims a header of 200000000 bytes"),
     "header of 2^64-1 bytes": (raw(lambda b: b"\xff" * 8 + b[8:]), str(2**64 - 1)),
     "header one byte longer than the file": (
         raw(lambda b: struct.pack("<Q", len(b) - 7) + b[8:]), WEIGHTS),

@@ -103,6 +103,13 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_extra_file_that_is_missing_is_named(tmp_path: Path) -> None:
+    extra = [tmp_path / "tiktoken.model"]
+    with pytest.raises(CheckpointError, match=r"No such file .*tiktoken.model"):
+        save_checkpoint(tmp_path / "m", TEXT, random_tensors(TEXT), extra_files=extra)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_folders_that_are_not_ours_are_refused(tmp_path: Path) -> None:
     tensors = random_tensors(TEXT)
     (tmp_path / "file").write_text("x")

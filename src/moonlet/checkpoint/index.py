@@ -25,7 +25,7 @@ def weight_files(folder: Path) -> list[Path]:
     elif (folder / SINGLE_NAME).exists():
         names = [SINGLE_NAME]
     else:
-        names = sorted(path.name for path in folder.glob("*.safetensors"))
+        names = sorted(path.name for path in folder.iterdir() if _FILE_NAME.fullmatch(path.name))
         if not names:
             raise CheckpointError(f"{folder} holds no safetensors files")
     for name in names:

@@ -119,7 +119,7 @@ def _decode_into(out: torch.Tensor, matrix: Matrix, rotary_heads: int | None = N
     if _is_plain(matrix):
         values = stored["weight"]
     else:
-        direct = out.dtype == torch.float32 and out.is_contiguous() and rotary_heads is None
+        direct = out.dtype == torch.float32 and out.is_contiguous()
         values = out if direct else torch.empty(out.shape, dtype=torch.float32)
         if "weight_packed" in stored:
             scale = stored["weight_scale"].float().numpy()

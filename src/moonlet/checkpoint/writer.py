@@ -69,7 +69,8 @@ def save_checkpoint(
             shutil.copyfile(path, unfinished / path.name)
         _move_into_place(unfinished, folder)
     except OSError as error:
-        raise CheckpointError(f"cannot write {folder}: {error.strerror or error}") from error
+        at = f" ({error.filename})" if error.filename else ""
+        raise CheckpointError(f"cannot write {folder}: {error.strerror or error}{at}") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
