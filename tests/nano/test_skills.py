@@ -9,7 +9,7 @@ import pytest
 
 from moonlet.chat.messages import parse_messages
 from moonlet.nano import arithmetic
-from moonlet.nano.digits import CELL, TEST_SAMPLES, draw_row, load_samples
+from moonlet.nano.digits import CELL, TEST_SAMPLES, draw_plain_row, draw_row, load_samples
 from moonlet.nano.phrases import LANGUAGES, fill, section
 from moonlet.nano.skills import SKILLS, WEIGHTS, Case, CaseMaker
 
@@ -120,20 +120,27 @@ def test_instant_mode_answers_small_sums_at_once_and_works_out_large_ones(
         assert not question.is_small
 
 
-@pytest.mark.parametrize("augment", [False, True])
-def test_rows_are_images_of_the_digits_they_name(augment: bool) -> None:
+def test_rows_are_images_of_the_digits_they_name() -> None:
     samples, lengths = load_samples(False), set()
     for seed in range(80):
-        text, image = draw_row(samples, random.Random(seed), augment)
-        lengths.add(len(text))
-        assert text.isdigit()
-        assert image.dtype == np.uint8
-        assert image.ndim == 3
-        assert image.shape[2] == 3
-        assert int(image.max()) - int(image.min()) > 60, "the ink must show"
-        if not augment:
-            assert image.shape == (CELL, CELL * len(text), 3)
+        rng = random.Random(seed)
+        for text, image in (draw_row(samples, rng, 1.0), draw_plain_row(samples, rng)):
+            lengths.add(len(text))
+            assert text.isdigit()
+            assert image.dtype == np.uint8
+            assert image.ndim == 3
+            assert image.shape[2] == 3
+            assert int(image.max()) - int(image.min()) > 60, "the ink must show"
+        assert image.shape == (CELL, CELL * len(text), 3)
     assert lengths == {1, 2, 3, 4}
+
+
+def test_training_images_begin_as_single_digits_on_black() -> None:
+    samples = load_samples(False)
+    for seed in range(20):
+        text, image = draw_row(samples, random.Random(seed), 0.0)
+        assert len(text) == 1
+        assert image[0, 0].max() == 0
 
 
 def test_images_travel_as_png_data_urls(makers: dict[bool, CaseMaker]) -> None:

@@ -91,6 +91,20 @@ _PRESETS: dict[str, ModelConfig] = {
         bos_token_id=None, eos_token_ids=(154820, 154827, 154829), pad_token_id=154820,
         num_nextn_predict_layers=1,
     ),
+    # 4.1 M parameters, 768 tokens and Kimi's 256 special ones; `moonlet.nano` has the recipe.
+    "nano": ModelConfig(
+        model_type="kimi_k25", vocab_size=1024, hidden_size=160, intermediate_size=320,
+        moe_intermediate_size=80, num_hidden_layers=5, num_attention_heads=4, q_lora_rank=96,
+        kv_lora_rank=64, qk_nope_head_dim=32, qk_rope_head_dim=16, v_head_dim=32,
+        n_routed_experts=16, n_shared_experts=1, num_experts_per_tok=2, first_k_dense_replace=1,
+        routed_scaling_factor=1.414, rope=RopeConfig(10_000.0, "yarn", 4.0, 512, 32.0, 1.0, 1.0, 1.0),
+        max_position_embeddings=2048, bos_token_id=768, eos_token_ids=(770,), pad_token_id=1023,
+        media_placeholder_token_id=789,
+        vision=VisionConfig(
+            vt_hidden_size=96, vt_intermediate_size=288, vt_num_attention_heads=4, vt_num_hidden_layers=3,
+            init_pos_emb_height=8, init_pos_emb_width=16,
+        ),
+    ),
     "tiny": ModelConfig(
         model_type="kimi_k25", vocab_size=512, hidden_size=64, intermediate_size=96,
         moe_intermediate_size=32, num_hidden_layers=3, num_attention_heads=4, q_lora_rank=32,

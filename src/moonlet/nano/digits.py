@@ -48,31 +48,57 @@ def load_samples(test: bool) -> DigitSamples:
 
 
 def draw_row(
-    samples: DigitSamples, rng: random.Random, augment: bool
+    samples: DigitSamples, rng: random.Random, difficulty: float
 ) -> tuple[str, NDArray[np.uint8]]:
     """Digits written in the image, and the image: [height, width, 3] uint8.
 
-    Without `augment` digits are upright in their cells, give or take two pixels.
+    `difficulty` 0 is a single upright digit, light on dark, from which a tower that knows nothing learns
+    fast; 1 is any row in any disguise; between them, the share of the latter.
     """
+    if rng.random() >= difficulty:
+        pick = rng.randrange(len(samples.labels))
+        ink = _cell_ink([samples.images[pick]], rng)
+        return str(samples.labels[pick]), np.repeat(ink[..., None], 3, axis=2)
+    text, glyphs = _pick(samples, rng)
+    ink = _loose_ink(glyphs, rng) if rng.random() < 0.3 else _cell_ink(glyphs, rng, crooked=True)
+    share = np.clip(ink / 255.0 * rng.uniform(0.9, 1.7), 0, 1) ** rng.uniform(0.6, 1.5)  # how bold
+    paper = np.array([rng.uniform(0, 70) for _ in range(3)]) * (rng.random() < 0.6)
+    pen = (
+        np.array([rng.uniform(150, 255) for _ in range(3)])
+        if rng.random() < 0.6
+        else np.full(3, 255.0)
+    )
+    image = paper + (pen - paper) * share[..., None]
+    if rng.random() < 0.5:
+        noise = np.random.default_rng(rng.getrandbits(32))
+        image += noise.normal(0, rng.uniform(0, 14), ink.shape)[..., None]
+    return text, _pixels(image if rng.random() < 0.5 else 255 - image)
+
+
+def draw_plain_row(samples: DigitSamples, rng: random.Random) -> tuple[str, NDArray[np.uint8]]:
+    """A row for the test: upright digits, give or take two pixels, light on dark or dark on light."""
+    text, glyphs = _pick(samples, rng)
+    image = np.repeat(_cell_ink(glyphs, rng)[..., None], 3, axis=2)
+    return text, image if rng.random() < 0.5 else 255 - image
+
+
+def _pick(samples: DigitSamples, rng: random.Random) -> tuple[str, list[NDArray[np.uint8]]]:
     picks = [rng.randrange(len(samples.labels)) for _ in range(rng.randint(1, 4))]
-    text = "".join(str(samples.labels[pick]) for pick in picks)
-    glyphs = [samples.images[pick] for pick in picks]
-    if augment and rng.random() < 0.3:
-        return text, _paint(_loose_ink(glyphs, rng), rng, augment)
-    return text, _paint(_cell_ink(glyphs, rng, augment), rng, augment)
+    return "".join(str(samples.labels[i]) for i in picks), [samples.images[i] for i in picks]
 
 
 def _cell_ink(
-    glyphs: list[NDArray[np.uint8]], rng: random.Random, augment: bool
+    glyphs: list[NDArray[np.uint8]], rng: random.Random, crooked: bool = False
 ) -> NDArray[np.uint8]:
     """One digit per cell: ink [28, 28 * n]."""
     ink = np.zeros((CELL, CELL * len(glyphs)), np.uint8)
-    shift = 3.5 if augment else 2.0
+    shift = 3.5 if crooked else 2.0
     for index, glyph in enumerate(glyphs):
         x = CELL * (index + 0.5) + rng.uniform(-shift, shift)
         y = CELL / 2 + rng.uniform(-shift, shift) * 0.7
-        size = CELL * (rng.uniform(0.7, 1.0) if augment else 0.86)
-        np.maximum(ink, _stamp(glyph, ink.shape, (x, y), size, rng if augment else None), out=ink)
+        size = CELL * (rng.uniform(0.7, 1.0) if crooked else 0.86)
+        drawn = _stamp(glyph, ink.shape, (x, y), size, rng if crooked else None)
+        np.maximum(ink, drawn, out=ink)
     return ink
 
 
@@ -122,21 +148,7 @@ def _stamp(
     return np.asarray(canvas)
 
 
-def _paint(ink: NDArray[np.uint8], rng: random.Random, augment: bool) -> NDArray[np.uint8]:
-    """Ink on paper: dark on light or light on dark, in training also tinted, faint and noisy."""
-    paper, pen = np.zeros(3), np.full(3, 255.0)
-    if augment:
-        paper = np.array([rng.uniform(0, 70) for _ in range(3)]) * (rng.random() < 0.6)
-        pen = np.array([rng.uniform(150, 255) for _ in range(3)]) if rng.random() < 0.6 else pen
-    share = ink[..., None] / 255.0
-    if augment:
-        share = np.clip(share * rng.uniform(0.9, 1.7), 0, 1) ** rng.uniform(0.6, 1.5)
-    image = paper + (pen - paper) * share
-    if augment and rng.random() < 0.5:
-        noise = np.random.default_rng(rng.getrandbits(32)).normal(0, rng.uniform(0, 14), ink.shape)
-        image = image + noise[..., None]
-    if rng.random() < 0.5:
-        image = 255 - image
+def _pixels(image: NDArray[np.float64]) -> NDArray[np.uint8]:
     return np.clip(np.rint(image), 0, 255).astype(np.uint8)
 
 

@@ -8,7 +8,7 @@ export(...)       weights in bfloat16 beside those files: a checkpoint folder li
 import json
 import random
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -45,6 +45,7 @@ class Recipe:
     peak_lr: float = 1e-2
     warmup_steps: int = 60
     decay_steps: int = 900
+    easy_steps: int = 500  # images get harder up to here
     weight_decay: float = 0.1
     tau: float = 100.0
     bias_rate: float = 5e-3
@@ -56,6 +57,7 @@ class Recipe:
         """The conversations of one step; a function of the seed and the step alone."""
         rng = random.Random(f"{self.seed} {step}")
         maker, renderer = self._source
+        maker = replace(maker, difficulty=min(1.0, step / self.easy_steps))
         return [renderer.example(maker.draw(rng)) for _ in range(self.cases_per_step)]
 
     @cached_property

@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from moonlet.nano import arithmetic
-from moonlet.nano.digits import DigitSamples, data_url, draw_row
+from moonlet.nano.digits import DigitSamples, data_url, draw_plain_row, draw_row
 from moonlet.nano.phrases import LANGUAGES, fill, section
 
 # Every skill with its share of the training cases: what is harder to learn gets more.
 WEIGHTS = {
-    "sum_thinking": 32,  # up to three digits, steps in the reasoning
-    "sum_small": 9,  # instant mode, both operands up to 20: answered at once
-    "sum_instant": 9,  # instant mode, larger: worked out in the answer
-    "digits_thinking": 13,  # an image of one to four handwritten digits
-    "digits_instant": 13,
+    "sum_thinking": 28,  # up to three digits, steps in the reasoning
+    "sum_small": 10,  # instant mode, both operands up to 20: answered at once
+    "sum_instant": 7,  # instant mode, larger: worked out in the answer
+    "digits_thinking": 16,  # an image of one to four handwritten digits
+    "digits_instant": 16,
     "identity": 16,  # who are you, what can you do, hello, thanks
     "beyond": 8,  # anything else: an honest refusal
 }
@@ -49,10 +49,14 @@ class _Turn:
 
 @dataclass(frozen=True)
 class CaseMaker:
-    """Draws cases. `test` selects the held-out share of everything; `samples` must match it."""
+    """Draws cases. `test` selects the held-out share of everything; `samples` must match it.
+
+    `difficulty` from 0 to 1 is that of the training images (see `digits.draw_row`).
+    """
 
     samples: DigitSamples
     test: bool
+    difficulty: float = 1.0
 
     def draw(self, rng: random.Random, skill: str | None = None) -> Case:
         """One case, of a given skill or in the training mix; sometimes after other turns."""
@@ -64,7 +68,7 @@ class CaseMaker:
         if rng.random() < 0.15:
             prompt = rng.choice(section("dress")["system_prompts"])
             messages.append({"role": "system", "content": prompt})
-        for _ in range(rng.choices((0, 1, 2), (75, 17, 8))[0]):
+        for _ in range(rng.choices((0, 1, 2), (85, 11, 4))[0]):
             messages += self._past(turn, language, rng)
         messages.append({"role": "user", "content": turn.content})
         return Case(skill, messages, thinking, turn.reasoning if thinking else "", turn.answer)
@@ -118,7 +122,10 @@ class CaseMaker:
                 return _Turn(text, "", question.answer)
 
     def _digits(self, language: str, rng: random.Random) -> _Turn:
-        digits, image = draw_row(self.samples, rng, augment=not self.test)
+        if self.test:
+            digits, image = draw_plain_row(self.samples, rng)
+        else:
+            digits, image = draw_row(self.samples, rng, self.difficulty)
         picture = {"type": "image_url", "image_url": {"url": data_url(image)}}
         phrases = section("image")
         words = {"type": "text", "text": _dress(rng.choice(phrases[language]), language, rng)}
