@@ -131,6 +131,14 @@ def test_maximum_logits_per_head_are_exact() -> None:
     torch.testing.assert_close(layer.max_logit, largest)
 
 
+def test_room_in_the_cache_takes_no_memory_until_it_is_used() -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    cache = LatentCache(TINY, 1, 5_000_000, torch.bfloat16)  # 1.2 GB
+    grown_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert cache.rows.nbytes > 1e9
+    assert grown_kib < 200_000
+
+
 def test_a_full_cache_refuses() -> None:
     model = Model(TINY).eval()
     cache = LatentCache(TINY, 1, 4)

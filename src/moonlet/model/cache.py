@@ -5,6 +5,9 @@ rotated key that all heads share. Row i of a sequence holds position i, so a lon
 shorter one needs no bookkeeping: positions beyond a sequence's own are never visible to it.
 """
 
+import math
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,7 +30,7 @@ class LatentCache:
         device: torch.device | str = "cpu",
     ) -> None:
         shape = (config.num_hidden_layers, batch, max_seq_len, config.latent_size)
-        self.rows = torch.zeros(shape, dtype=dtype, device=device)
+        self.rows = _zero_pages(shape, dtype).to(device)
         self.length = 0
 
     @property
@@ -57,6 +60,12 @@ class LatentCache:
         batch = torch.arange(positions.shape[0], device=positions.device)[:, None]
         layer[batch, positions] = latent.to(layer.dtype)
         return layer[:, :end]
+
+
+def _zero_pages(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Zeros that take memory only where they are written to: room for a long answer costs nothing."""
+    data = np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)
+    return torch.from_numpy(data).view(dtype).view(shape)
 
 
 class Past:
