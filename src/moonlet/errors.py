@@ -9,7 +9,8 @@
       MediaError           an image or video that cannot be used; `param` says where
       EngineError          generation that cannot start or go on
 
-Each also inherits the standard exception that it refines, so callers may catch either. A message is
+Two more stand beside their only user: `ApiError` in `server/errors.py`, which knows an HTTP status, and
+`UsageError` in `cli/console.py`. Each also inherits the standard exception that it refines, so callers may catch either. A message is
 one sentence that says what is wrong and what to do.
 """
 
