@@ -1,6 +1,7 @@
 """The optimizer against torch's Muon, against one matrix at a time, and QK-Clip against the logits."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,10 @@ from moonlet.config import ModelConfig, preset
 from moonlet.model import Model
 from moonlet.model.attention import Past
 from moonlet.train.muonclip import MuonClip, balance_experts, clip_heads, is_matrix, orthogonalize
+
+
+def layer_of(model: Model, index: int) -> Any:
+    return model.language_model.model.layers[index]
 
 
 def tiny(q_lora: bool = True) -> ModelConfig:
@@ -112,7 +117,7 @@ def test_zero_gradient_moves_nothing_and_makes_no_nan() -> None:
         assert torch.equal(old, new)
 
 
-def logits_of_heads(attention: nn.Module, x: Tensor) -> Tensor:
+def logits_of_heads(attention: Any, x: Tensor) -> Tensor:
     """The maxima that a forward pass of `attention` on x [B, T, D] records, without moving them."""
     attention.train()
     attention.track_max_logit = True
@@ -129,7 +134,7 @@ def logits_of_heads(attention: nn.Module, x: Tensor) -> Tensor:
 def test_clip_brings_heads_to_tau_and_leaves_the_others(q_lora: bool) -> None:
     torch.manual_seed(1)
     model = Model(tiny(q_lora)).double()
-    attention = model.language_model.model.layers[0].self_attn
+    attention = layer_of(model, 0).self_attn
     for parameter in attention.parameters():
         if parameter.ndim == 2:
             parameter.data.normal_(0, 0.4)
@@ -157,7 +162,7 @@ def test_clip_brings_heads_to_tau_and_leaves_the_others(q_lora: bool) -> None:
 
 def test_negative_maxima_do_not_become_nan() -> None:
     model = Model(tiny())
-    attention = model.language_model.model.layers[0].self_attn
+    attention = layer_of(model, 0).self_attn
     attention.max_logit = torch.tensor([-5.0, 200.0, 0.0, 100.0])
     old = attention.kv_b_proj.weight.detach().clone().unflatten(0, (4, -1))
     assert clip_heads(model, 100.0)["clipped_heads"] == 1
@@ -169,7 +174,7 @@ def test_negative_maxima_do_not_become_nan() -> None:
 
 def test_bias_moves_towards_the_idle_experts_and_stays_centred() -> None:
     model = Model(tiny())
-    router = model.language_model.model.layers[1].mlp.gate
+    router = layer_of(model, 1).mlp.gate
     router.load = torch.tensor([9, 1, 1, 1, 1, 1, 1, 1])
     assert balance_experts(model, 0.01)["max_violation"] == pytest.approx(3.5)
     assert router.load is None

@@ -23,6 +23,7 @@ from torch import Tensor
 from moonlet.config import ModelConfig
 from moonlet.errors import CheckpointError
 from moonlet.model import Model
+from moonlet.model.attention import LatentAttention
 from moonlet.train.batch import IGNORED, Batch, Example, micro_batches
 from moonlet.train.muonclip import MuonClip
 from moonlet.train.schedule import wsd
@@ -144,8 +145,9 @@ def loss_sum(model: Model, batch: Batch) -> Tensor:
 
 def track_logits(model: Model) -> None:
     """Have every attention layer keep the maxima that QK-Clip needs."""
-    for layer in model.language_model.model.layers:
-        layer.self_attn.track_max_logit = True
+    for module in model.modules():
+        if isinstance(module, LatentAttention):
+            module.track_max_logit = True
 
 
 def _save(path: Path, recipe: Recipe, model: Model, optimizer: MuonClip, done: int) -> None:
