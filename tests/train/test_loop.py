@@ -6,7 +6,6 @@ import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
