@@ -22,7 +22,7 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
 RMS_MATCH = 0.2  # RMS of AdamW's update (arXiv 2502.16982, section 2.2)
 BETAS = (0.9, 0.95)
-_NOT_MATRICES = ("embed_tokens", "lm_head", "pos_emb")
+_NOT_MATRICES = ("embed_tokens", "lm_head")
 
 
 def orthogonalize(stack: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
