@@ -87,6 +87,27 @@ def test_identity_phrasings_are_distinct(name: str, language: str) -> None:
             assert not known & (train | held_out), other
 
 
+def test_no_training_question_contains_a_wording_of_the_test(makers: dict[bool, CaseMaker]) -> None:
+    held_out = [
+        phrase.partition("{")[0]
+        for intent in section("intent").values()
+        for language in LANGUAGES
+        for phrase in intent["held_out"][language]
+        if len(phrase) > 12  # shorter ones may turn up in the other language
+    ]
+    for case in draw_many(makers[False], "identity", 4000):
+        text = text_of(case.messages[-1]["content"]).lower()
+        assert not any(phrase in text for phrase in held_out), text
+
+
+def test_choices_and_slots_are_filled() -> None:
+    rng = random.Random(0)
+    seen = {fill("(a/b )c( d/)", "en", False, rng) for _ in range(100)}
+    assert seen == {"ac d", "ac", "b c d", "b c"}
+    assert fill("{n}", "en", False, rng).isdigit()
+    assert int(fill("{big}", "en", False, rng)) > 999
+
+
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_questions_beyond_nano_are_filled_in(language: str) -> None:
     rng = random.Random(0)

@@ -1,6 +1,7 @@
 """The words of the generated conversations, read from phrases.toml (its head says how they are written)."""
 
 import random
+import re
 import tomllib
 from functools import cache
 from pathlib import Path
@@ -16,8 +17,15 @@ def section(name: str) -> dict[str, Any]:
         return _split(tomllib.load(file)[name])
 
 
+_CHOICE = re.compile(r"\(([^()]*)\)")
+
+
 def fill(text: str, language: str, test: bool, rng: random.Random) -> str:
-    """`text` with every {slot} filled at random; the test's words are never used in training."""
+    """`text` with one of every (choice/of/these) and every {slot} filled, at random.
+
+    The words that slots take in a test are never used in training.
+    """
+    text = _CHOICE.sub(lambda found: rng.choice(found[1].split("/")), text)
     while "{" in text:
         slot = text[text.index("{") + 1 : text.index("}")]
         text = text.replace("{" + slot + "}", _word(slot, language, test, rng), 1)

@@ -135,9 +135,36 @@ class CaseMaker:
         return _Turn(content, reasoning, phrases["answer"][language].format(digits))
 
     def _talk(self, intent: dict[str, Any], language: str, rng: random.Random) -> _Turn:
-        phrases = intent["held_out" if self.test and "held_out" in intent else "train"][language]
-        text = fill(rng.choice(phrases), language, self.test, rng)
-        return _Turn(_dress(text, language, rng), intent["thought"], intent["answer"][language])
+        part = "train" if rng.random() < 0.5 else "frames"
+        if self.test:
+            part = "held_out"
+        phrases = intent.get(part, intent["train"])[language]
+        while True:
+            text = fill(rng.choice(phrases), language, self.test, rng)
+            text = _dress(text, language, rng)
+            if self.test or not _gives_away(text, language):
+                break
+        if not self.test and rng.random() < 0.15:
+            text = _mistyped(text, rng)
+        return _Turn(text, intent["thought"], intent["answer"][language])
+
+
+def _gives_away(text: str, language: str) -> bool:
+    """Whether a wording of the test, or its beginning up to a slot, is part of `text`."""
+    return any(
+        phrase.partition("{")[0] in text.lower()
+        for intent in section("intent").values()
+        for phrase in intent["held_out"][language]
+    )
+
+
+def _mistyped(text: str, rng: random.Random) -> str:
+    """`text` with one letter left out or doubled."""
+    spots = [i for i, letter in enumerate(text) if letter.isalpha()]
+    if len(spots) < 5:
+        return text
+    spot = rng.choice(spots)
+    return text[:spot] + text[spot] * rng.choice((0, 2)) + text[spot + 1 :]
 
 
 def _thinks(skill: str, rng: random.Random) -> bool:
