@@ -135,6 +135,41 @@ def test_an_error_reaches_the_one_who_asked_and_the_engine_goes_on(engine: Engin
     assert len(list(engine.submit(GenerateRequest([1], 3)))) == 3
 
 
+@pytest.mark.parametrize(
+    "error", [TypeError, ZeroDivisionError, AssertionError, KeyError, OverflowError]
+)
+def test_no_exception_ends_the_engine(
+    model: Model, engine: Engine, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "_step", broken)
+        with pytest.raises(EngineError, match="generation failed"):
+            list(engine.submit(GenerateRequest([1], 3)))
+    assert len(list(engine.submit(GenerateRequest([1], 3)))) == 3
+
+
+def test_a_sink_that_raises_cancels_its_request_only(engine: Engine) -> None:
+    def sink(_: object) -> None:
+        raise ValueError("listener")
+
+    engine.submit(GenerateRequest([1], 299), sink)
+    assert len(list(engine.submit(GenerateRequest([1], 3)))) == 3
+
+
+def test_closing_ends_what_waits_and_refuses_more(model: Model) -> None:
+    engine = Engine(model, frozenset(), 300)
+    first, second = (engine.submit(GenerateRequest([1], 299)) for _ in range(2))
+    next(iter(first))
+    engine.close()
+    assert list(second) == []
+    assert second.finished == Finished("cancelled")
+    with pytest.raises(EngineError, match="closed"):
+        engine.submit(GenerateRequest([1], 1))
+
+
 def test_closing_ends_the_running_request(model: Model) -> None:
     engine = Engine(model, frozenset(), 300)
     stream = engine.submit(GenerateRequest([1], 299))

@@ -4,6 +4,7 @@ The engine knows nothing of text. Its whole interface is `submit`, the `Stream` 
 `close`; a scheduler that runs many requests together can stand behind the same three.
 """
 
+import logging
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -16,6 +17,8 @@ from moonlet.chat.media import MediaItem
 from moonlet.engine.sampler import Sampler, SamplingParams
 from moonlet.errors import EngineError, MoonletError
 from moonlet.model import LatentCache, Media, Model
+
+logger = logging.getLogger(__name__)
 
 _PREFILL_CHUNK = 1024  # tokens between two looks at whether the request was cancelled
 
@@ -50,9 +53,16 @@ class Stream:
 
     def __init__(self, sink: Callable[[Item], None] | None = None) -> None:
         self._items: queue.SimpleQueue[Item] = queue.SimpleQueue()
-        self._put = sink or self._items.put
+        self._sink = sink or self._items.put
         self._cancelled = threading.Event()
         self.finished: Finished | None = None
+
+    def _put(self, item: Item) -> None:
+        try:
+            self._sink(item)
+        except Exception:  # a broken listener must not take the engine's thread with it
+            logger.exception("a stream's sink failed; its request is cancelled")
+            self.cancel()
 
     def cancel(self) -> None:
         self._cancelled.set()
@@ -81,14 +91,15 @@ class Engine:
         self.end_ids = end_ids
         self.max_seq_len = max_seq_len or model.config.max_position_embeddings
         self._jobs: queue.SimpleQueue[tuple[GenerateRequest, Stream] | None] = queue.SimpleQueue()
-        self._current: Stream | None = None
+        self._closing = threading.Lock()
+        self._closed = False
         self._thread = threading.Thread(target=self._run, name="moonlet-engine", daemon=True)
         self._thread.start()
 
     def submit(
         self, request: GenerateRequest, sink: Callable[[Item], None] | None = None
     ) -> Stream:
-        """Queues a request. Raises EngineError when it cannot fit."""
+        """Queues a request. Raises EngineError when it cannot fit or the engine is closed."""
         total = len(request.token_ids) + request.max_tokens
         if not request.token_ids or request.max_tokens < 1 or total > self.max_seq_len:
             raise EngineError(
@@ -96,36 +107,44 @@ class Engine:
                 f"this engine: at least one of each, at most {self.max_seq_len} together"
             )
         stream = Stream(sink)
-        self._jobs.put((request, stream))
+        with self._closing:
+            if self._closed:
+                raise EngineError("the engine is closed; it takes no more requests")
+            self._jobs.put((request, stream))
         return stream
 
     def close(self) -> None:
-        """Ends the running request as cancelled and stops the thread."""
-        self._jobs.put(None)
-        if self._current is not None:
-            self._current.cancel()
+        """Ends the running request and those that wait as cancelled, and stops the thread."""
+        with self._closing:
+            self._closed = True
+            self._jobs.put(None)
         self._thread.join()
 
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
             request, stream = job
-            self._current = stream
             try:
                 with torch.inference_mode():
                     last: Item = self._generate(request, stream)
             except MoonletError as error:
                 last = error
-            except (RuntimeError, ValueError, IndexError, MemoryError) as error:
-                # Whatever torch raises must reach the one who asked, not end the thread.
-                last = EngineError(f"generation failed: {error}")
+            except Exception as error:
+                # Whatever happens must reach the one who asked and leave the thread alive.
+                logger.exception("a generation failed")
+                last = EngineError(f"generation failed: {error or type(error).__name__}")
             stream._put(last)
 
+    def _is_over(self, stream: Stream) -> bool:
+        return self._closed or stream._cancelled.is_set()
+
     def _generate(self, request: GenerateRequest, stream: Stream) -> Finished:
+        if self._is_over(stream):
+            return Finished("cancelled")
         sampler = Sampler(request.sampling)
         cache = self._new_cache(len(request.token_ids) + request.max_tokens)
         logits = None
         for token_ids, media in self._prefill_chunks(request):
-            if stream._cancelled.is_set():
+            if self._is_over(stream):
                 return Finished("cancelled")
             logits = self._step(token_ids, cache, media)
         assert logits is not None  # submit refuses empty prompts
@@ -134,7 +153,7 @@ class Engine:
             stream._put(token)
             if token in self.end_ids:
                 return Finished("stop")
-            if stream._cancelled.is_set():
+            if self._is_over(stream):
                 return Finished("cancelled")
             if left:
                 logits = self._step([token], cache)

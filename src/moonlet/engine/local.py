@@ -16,10 +16,19 @@ from moonlet.chat.tokenizer import Tokenizer
 from moonlet.config import ModelConfig
 from moonlet.engine.engine import Engine, Finished, GenerateRequest, Item
 from moonlet.engine.sampler import SamplingParams
-from moonlet.errors import CheckpointError, MoonletError, NotSupportedError, PromptError
+from moonlet.errors import (
+    CheckpointError,
+    EngineError,
+    MediaError,
+    MoonletError,
+    NotSupportedError,
+    PromptError,
+)
 from moonlet.model import load_model
 
 DEFAULT_MAX_TOKENS = 32_768  # what the Kimi API answers with when a request names no limit
+
+RENDERS_AT_ONCE = 2  # a picture at the limit takes some 600 MB while it is decoded
 
 
 @dataclass(frozen=True)
@@ -76,16 +85,26 @@ class LocalProvider:
         self._tokenizer = tokenizer
         self._template = template
         self._defaults = defaults
+        vision = engine.model.config.vision
+        self._max_frames = 0 if vision is None else vision.init_pos_emb_time or 1
+        self._rendering = asyncio.Semaphore(RENDERS_AT_ONCE)
 
     async def stream(self, request: ChatRequest) -> AsyncGenerator[Event, None]:
         """Events of one answer. Raises PromptError and MediaError before the first event."""
-        # Opening images takes a while: off the event loop.
-        prompt = await asyncio.to_thread(
-            self._template.render,
-            request.messages,
-            request.tools,
-            request.thinking,
-            request.preserve_thinking,
+        # Opening images takes time and memory: off the event loop, and not for everybody at once.
+        async with self._rendering:
+            prompt = await asyncio.to_thread(
+                self._template.render,
+                request.messages,
+                request.tools,
+                request.thinking,
+                request.preserve_thinking,
+            )
+        parser = OutputParser(
+            self._tokenizer,
+            self._template.starts_in_reasoning(request.thinking),
+            request.stop,
+            request.tools or [],
         )
         loop, items = asyncio.get_running_loop(), asyncio.Queue[Item]()
 
@@ -94,12 +113,6 @@ class LocalProvider:
                 loop.call_soon_threadsafe(items.put_nowait, item)
 
         stream = self._engine.submit(self._generation(request, prompt), sink)
-        parser = OutputParser(
-            self._tokenizer,
-            self._template.starts_in_reasoning(request.thinking),
-            request.stop,
-            request.tools or [],
-        )
         try:
             while not isinstance(item := await items.get(), Finished):
                 if isinstance(item, MoonletError):
@@ -108,14 +121,19 @@ class LocalProvider:
                     yield event
                 if parser.stopped:
                     break
-            cut_off = isinstance(item, Finished) and item.reason == "length"
-            for event in parser.finish("length" if cut_off else "stop", len(prompt.token_ids)):
+            reason = item.reason if isinstance(item, Finished) else "stop"
+            if reason == "cancelled":
+                raise EngineError("the engine was closed before the answer was finished")
+            for event in parser.finish(reason, len(prompt.token_ids)):
                 yield event
         finally:
             stream.cancel()
 
     def _generation(self, request: ChatRequest, prompt: Prompt) -> GenerateRequest:
-        """Raises PromptError when prompt and answer do not fit the model's context."""
+        """Raises PromptError when prompt and answer do not fit, MediaError for media the model cannot see."""
+        if any(item.grid[0] > self._max_frames for item in prompt.media):
+            kind = "video" if self._max_frames else "images"
+            raise MediaError(f"this model does not read {kind}", "messages")
         window, used = self._engine.max_seq_len, len(prompt.token_ids)
         wanted = request.max_tokens or min(DEFAULT_MAX_TOKENS, max(window - used, 1))
         if used + wanted > window:
