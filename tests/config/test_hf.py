@@ -96,8 +96,9 @@ def changed(**changes: Any) -> dict[str, Any]:
         ({"num_key_value_heads": 4}, "num_key_value_heads"),
         ({"rope_interleave": False}, "rope_interleave"),
         ({"quantization_config": {"quant_method": "awq"}}, "awq"),
-        ({"quantization_config": {"quant_method": "fp8", "weight_block_size": [64, 64]}}, "128x128"),
+        ({"quantization_config": {"quant_method": "fp8", "weight_block_size": [64, 64]}}, "weight_block_size"),
         ({"model_type": "llama"}, "llama"),
+        ({"rope_scaling": {"type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
     ],
 )  # fmt: skip
 def test_other_networks_are_refused_by_name(changes: dict[str, Any], message: str) -> None:
@@ -127,6 +128,73 @@ def test_other_networks_are_refused_by_name(changes: dict[str, Any], message: st
 def test_impossible_values_are_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         from_hf(changed(**changes))
+
+
+INT4 = to_hf(preset("kimi-k2-thinking"))["quantization_config"]
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("transform_config",), {"x": 1}),
+        (("sparsity_config",), {"format": "dense"}),
+        (("format",), "marlin-24"),
+        (("kv_cache_scheme",), {"num_bits": 8}),
+        (("config_groups", "group_0", "input_activations"), {"num_bits": 8}),
+        (("config_groups", "group_0", "weights", "actorder"), "group"),
+        (("config_groups", "group_0", "weights", "num_bits"), 8),
+        (("config_groups", "group_0", "weights", "symmetric"), False),
+        (("config_groups", "group_0", "weights", "group_size"), 128),
+    ],
+)
+def test_other_int4_schemes_are_refused_by_name(path: tuple[str, ...], value: Any) -> None:
+    quantization = json.loads(json.dumps(INT4))
+    inner = quantization
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    with pytest.raises(NotSupportedError, match=path[-1]):
+        from_hf(changed(quantization_config=quantization))
+
+
+def test_an_unknown_key_of_the_quantization_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"quantization_config\.smooth"):
+        from_hf(changed(quantization_config={**INT4, "smooth": 1}))
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "message"),
+    [
+        (None, {"image_token_id": 5}, "image_token_id 5 contradicts"),
+        (None, {"projection_hidden_size": 5}, "projection_hidden_size is 5"),
+        ("text_config", {"qk_head_dim": 5}, "qk_head_dim is 5"),
+        ("text_config", {"rope_parameters": {"rope_type": "default"}}, "both given"),
+        ("text_config", {"mscale": 1}, "unknown keys text_config.mscale"),
+        ("text_config", {"initializer_range": "abc"}, "initializer_range"),
+        ("text_config", {"routed_scaling_factor": -1}, "routed_scaling_factor"),
+        ("text_config", {"eos_token_id": 10**6}, "eos_token_id"),
+        ("vision_config", {"mm_hidden_size": 5}, "mm_hidden_size is 5"),
+        ("vision_config", {"text_hidden_size": 5}, "text_hidden_size is 5"),
+    ],
+)
+def test_contradictions_are_named(part: str | None, changes: dict[str, Any], message: str) -> None:
+    raw = to_hf(preset("tiny"))
+    (raw[part] if part else raw).update(changes)
+    with pytest.raises(ConfigError, match=message):
+        from_hf(raw)
+
+
+def test_a_yarn_temperature_that_would_divide_by_zero_is_refused() -> None:
+    raw = to_hf(preset("kimi-k2"))
+    raw["rope_scaling"]["mscale_all_dim"] = -2.4044917348149393
+    with pytest.raises(ConfigError, match="mscale_all_dim"):
+        from_hf(raw)
+
+
+def test_ends_of_both_parts_count() -> None:
+    raw = to_hf(preset("tiny"))
+    raw["eos_token_id"], raw["text_config"]["eos_token_id"] = 300, [257, 258]
+    assert from_hf(raw).eos_token_ids == (257, 258, 300)
 
 
 def test_a_missing_key_is_named_with_its_file() -> None:

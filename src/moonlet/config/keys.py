@@ -87,7 +87,6 @@ INERT_VISION = INERT | {
     "_attn_implementation",
     "dtype",
     "torch_dtype",
-    "mm_hidden_size",
     "text_hidden_size",
 }
 

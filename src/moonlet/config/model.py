@@ -40,6 +40,8 @@ class RopeConfig:
             "0 < beta_slow <= beta_fast",
         )
         _positive(self, ("original_max_position_embeddings",))
+        for name in ("mscale", "mscale_all_dim"):
+            _require(0 <= getattr(self, name) < 1e3, name, getattr(self, name), "0 to 1000")
 
     @property
     def softmax_multiplier(self) -> float:
@@ -174,6 +176,15 @@ class ModelConfig:
         )
         _whole(self, "first_k_dense_replace", 0, self.num_hidden_layers)
         _whole(self, "num_nextn_predict_layers", 0, 64)
+        _require(
+            0 < self.routed_scaling_factor < 1e6,
+            "routed_scaling_factor",
+            self.routed_scaling_factor,
+            "above 0",
+        )
+        _require(
+            0 < self.initializer_range < 1e3, "initializer_range", self.initializer_range, "above 0"
+        )
         _require(0 < self.rms_norm_eps < 1, "rms_norm_eps", self.rms_norm_eps, "between 0 and 1")
         _require(self.n_routed_experts % self.n_group == 0, "n_routed_experts",
                  self.n_routed_experts, f"a multiple of n_group ({self.n_group})")  # fmt: skip
@@ -184,7 +195,9 @@ class ModelConfig:
                  self.num_experts_per_tok, f"at most the {reachable} experts it can choose from")  # fmt: skip
         for name in ("bos_token_id", "pad_token_id"):
             if getattr(self, name) is not None:
-                _whole(self, name, 0, _SIZE_LIMIT)
+                _whole(self, name, 0, self.vocab_size - 1)
+        _require(all(_is_whole(end, 0, self.vocab_size - 1) for end in self.eos_token_ids), "eos_token_id",
+                 self.eos_token_ids, f"ids below vocab_size ({self.vocab_size})")  # fmt: skip
         if self.vision is not None:
             _whole(self, "media_placeholder_token_id", 0, self.vocab_size - 1)
 

@@ -20,7 +20,8 @@ from moonlet.config.keys import (
     REQUIRED,
     Keys,
 )
-from moonlet.config.model import ModelConfig, ModelType, QuantConfig, RopeConfig, VisionConfig
+from moonlet.config.model import ModelConfig, ModelType, RopeConfig, VisionConfig
+from moonlet.config.quantization import read_quantization
 from moonlet.errors import ConfigError, NotSupportedError
 
 CONFIG_BYTES_LIMIT = 16 * 2**20
@@ -96,12 +97,18 @@ def _multimodal(raw: dict[str, Any], model_type: ModelType) -> ModelConfig:
     for name, part in (("text_config", text_raw), ("vision_config", vision_raw)):
         if not isinstance(part, dict):
             raise ConfigError(f"{name} is a {type(part).__name__}, not a JSON object")
-    placeholder = top.take("media_placeholder_token_id", raw.get("image_token_id"))
+    image_token = top.take("image_token_id", None)
+    placeholder = top.take("media_placeholder_token_id", image_token)
+    if image_token not in (None, placeholder):
+        raise ConfigError(
+            f"image_token_id {image_token!r} contradicts media_placeholder_token_id {placeholder!r}"
+        )
     projector_eps = top.take("projection_layer_norm_eps", 1e-5)
+    projection = top.take("projection_hidden_size", None)
+    eos = top.take("eos_token_id", None)
     top.only({"tie_word_embeddings": ONLY["tie_word_embeddings"]})
     shared = {
         "bos_token_id": top.take("bos_token_id", None),
-        "eos_token_id": top.take("eos_token_id", None),
         "pad_token_id": top.take("pad_token_id", None),
         "dtype": top.take("dtype", top.take("torch_dtype", None)),
         "quantization_config": top.take("quantization_config", None),
@@ -112,8 +119,20 @@ def _multimodal(raw: dict[str, Any], model_type: ModelType) -> ModelConfig:
     for key, value in shared.items():
         if value is not None and text_raw.get(key) is None:
             text.values[key] = value
+    # Either part may know more ends than the other: every one of them ends an answer.
+    text.values["eos_token_id"] = _token_ids(text.peek("eos_token_id", None)) + _token_ids(eos)
     text_type = text.peek("model_type", "deepseek_v3")
     vision = _vision(Keys(vision_raw, INERT_VISION, "vision_config."), model_type, projector_eps)
+    wanted = {"projection_hidden_size": (projection, vision.vt_hidden_size)}
+    _same(
+        wanted
+        | {
+            "vision_config.text_hidden_size": (
+                vision_raw.get("text_hidden_size"),
+                text_raw.get("hidden_size"),
+            )
+        }
+    )
     return _text(
         text, model_type, text_type, {"vision": vision, "media_placeholder_token_id": placeholder}
     )
@@ -146,14 +165,25 @@ def _text(keys: "Keys", model_type: ModelType, text_type: str, more: dict[str, A
     fields["eos_token_ids"] = _token_ids(keys.take("eos_token_id", None))
     fields["dtype"] = keys.choice("dtype", ("bfloat16", "float16", "float32"),
                                   {"dtype": keys.take("torch_dtype", None) or "bfloat16"})  # fmt: skip
-    fields["quantization"] = _quantization(keys.take("quantization_config", None))
+    fields["quantization"] = read_quantization(keys.take("quantization_config", None))
+    qk_head_dim = keys.take("qk_head_dim", None)
     keys.only(ONLY)
     keys.finish()
-    for name in ("routed_scaling_factor", "rms_norm_eps"):
-        fields[name] = _number(name, fields[name])
+    for name in ("routed_scaling_factor", "rms_norm_eps", "initializer_range"):
+        if name in fields:
+            fields[name] = _number(name, fields[name])
     if not isinstance(fields["norm_topk_prob"], bool):
         raise ConfigError(f"norm_topk_prob is {fields['norm_topk_prob']!r}, not true or false")
-    return _build(ModelConfig, {"model_type": model_type, **fields, **more})
+    config = _build(ModelConfig, {"model_type": model_type, **fields, **more})
+    _same({"qk_head_dim": (qk_head_dim, config.qk_head_dim)})
+    return config
+
+
+def _same(sizes: dict[str, tuple[Any, int]]) -> None:
+    """Refuses a size that a file repeats in contradiction to the others."""
+    for name, (found, wanted) in sizes.items():
+        if found not in (None, wanted):
+            raise ConfigError(f"{name} is {found!r}, but the other sizes make it {wanted}")
 
 
 def _dense_layers(keys: "Keys") -> int:
@@ -172,20 +202,28 @@ def _dense_layers(keys: "Keys") -> int:
     return keys.take("first_k_dense_replace", dense)
 
 
-def _rope(keys: "Keys") -> RopeConfig:
+def _rope(keys: Keys) -> RopeConfig:
     """From `rope_theta` + `rope_scaling`, or from the one dict `rope_parameters` of transformers 5."""
-    raw = keys.take("rope_parameters", None)
-    scaling = keys.take("rope_scaling", None)
-    theta = keys.take("rope_theta", None)
-    raw = raw if raw is not None else (scaling or {})
+    parameters, scaling = keys.take("rope_parameters", None), keys.take("rope_scaling", None)
+    if parameters is not None and scaling is not None:
+        raise ConfigError(
+            "rope_parameters and rope_scaling are both given; which one counts is open"
+        )
+    raw = parameters or scaling or {}
     if not isinstance(raw, dict):
         raise ConfigError(f"rope settings are a {type(raw).__name__}, not a JSON object")
-    rope = Keys(raw, frozenset({"partial_rotary_factor"}), "rope_scaling.")
-    kind = rope.take("rope_type", rope.take("type", "default"))
-    rope.take("type", None)
-    theta = rope.take("rope_theta", theta)
+    rope = Keys(raw, frozenset(), "rope_scaling.")
+    older = rope.take("type", None)
+    kind = rope.take("rope_type", older or "default")
+    inner, outer = rope.take("rope_theta", None), keys.take("rope_theta", None)
+    if None not in (inner, outer) and inner != outer:
+        raise ConfigError(f"rope_theta is given twice, as {outer!r} and {inner!r}")
+    if older not in (None, kind):
+        raise ConfigError(f"the rope type is given twice, as {older!r} and {kind!r}")
+    theta = outer if inner is None else inner
     if theta is None:
         raise ConfigError("rope_theta is missing")
+    rope.only({"partial_rotary_factor": ONLY["partial_rotary_factor"]})
     if kind == "default":
         rope.finish()
         return _build(RopeConfig, {"theta": _number("rope_theta", theta)})
@@ -228,6 +266,14 @@ def _vision(keys: "Keys", model_type: ModelType, projector_eps: Any) -> VisionCo
     if rope is not None and rope != {"rope_type": "axial", "rope_theta": 10000.0}:
         raise NotSupportedError(f"vision_config.rope_parameters {rope!r} is not supported")
     keys.take("model_type", None)
+    _same(
+        {
+            "vision_config.mm_hidden_size": (
+                keys.take("mm_hidden_size", None),
+                fields["vt_hidden_size"],
+            )
+        }
+    )
     keys.only(ONLY_VISION)
     keys.finish()
     missing = [
@@ -240,49 +286,13 @@ def _vision(keys: "Keys", model_type: ModelType, projector_eps: Any) -> VisionCo
     return _build(VisionConfig, fields)
 
 
-def _quantization(raw: Any) -> QuantConfig | None:
-    if raw is None:
-        return None
-    if not isinstance(raw, dict):
-        raise ConfigError(f"quantization_config is a {type(raw).__name__}, not a JSON object")
-    method = raw.get("quant_method")
-    if method == "fp8":
-        if raw.get("fmt", "e4m3") != "e4m3" or raw.get("weight_block_size") != [128, 128]:
-            raise NotSupportedError("FP8 weights are supported as e4m3 in 128x128 blocks only")
-        return QuantConfig("fp8")
-    if method != "compressed-tensors":
-        raise NotSupportedError(
-            f"quantization method {method!r} is not supported (compressed-tensors and fp8 are)"
-        )
-    groups = raw.get("config_groups")
-    groups = list(groups.values()) if isinstance(groups, dict) else []
-    weights = groups[0].get("weights") if len(groups) == 1 and isinstance(groups[0], dict) else None
-    wanted = {
-        "num_bits": 4,
-        "type": "int",
-        "symmetric": True,
-        "strategy": "group",
-        "group_size": 32,
-    }
-    found = {key: weights.get(key) for key in wanted} if isinstance(weights, dict) else None
-    if raw.get("format") != "pack-quantized" or found != wanted:
-        raise NotSupportedError(
-            f"compressed-tensors weights of format {raw.get('format')!r} with {found} are not supported "
-            "(pack-quantized, 4-bit int, symmetric, group 32 is)"
-        )
-    ignore = raw.get("ignore") or []
-    if not isinstance(ignore, list) or not all(isinstance(item, str) for item in ignore):
-        raise ConfigError("quantization_config.ignore is not a list of strings")
-    return QuantConfig("int4", tuple(ignore))
-
-
 def _token_ids(value: Any) -> tuple[int, ...]:
-    ids = [] if value is None else value if isinstance(value, list) else [value]
+    ids = [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
     if not all(
         isinstance(item, int) and not isinstance(item, bool) and 0 <= item < 2**31 for item in ids
     ):
         raise ConfigError(f"eos_token_id is {value!r}, not a token id or a list of them")
-    return tuple(ids)
+    return tuple(dict.fromkeys(ids))
 
 
 def _number(name: str, value: Any) -> float:

@@ -3,7 +3,8 @@
 from typing import Any
 
 from moonlet.config.keys import ONLY_VISION, OPTIONAL, REQUIRED
-from moonlet.config.model import ModelConfig, QuantConfig, VisionConfig
+from moonlet.config.model import ModelConfig, VisionConfig
+from moonlet.config.quantization import write_quantization
 
 
 def to_hf(config: ModelConfig) -> dict[str, Any]:
@@ -73,7 +74,7 @@ def _text_to_hf(config: ModelConfig) -> dict[str, Any]:
             "mscale_all_dim": config.rope.mscale_all_dim,
         }
     if config.quantization is not None:
-        out["quantization_config"] = _quantization_to_hf(config.quantization)
+        out["quantization_config"] = write_quantization(config.quantization)
     return out
 
 
@@ -103,30 +104,3 @@ def _vision_to_hf(vision: VisionConfig, config: ModelConfig) -> dict[str, Any]:
         "projector_ln_eps": vision.projector_ln_eps,
     }
     return out
-
-
-def _quantization_to_hf(quant: QuantConfig) -> dict[str, Any]:
-    if quant.method == "fp8":
-        return {
-            "quant_method": "fp8",
-            "fmt": "e4m3",
-            "weight_block_size": [128, 128],
-            "activation_scheme": "dynamic",
-        }
-    weights = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 32,
-               "dynamic": False, "observer": "minmax", "actorder": None, "block_structure": None}  # fmt: skip
-    return {
-        "quant_method": "compressed-tensors",
-        "format": "pack-quantized",
-        "quantization_status": "compressed",
-        "kv_cache_scheme": None,
-        "config_groups": {
-            "group_0": {
-                "targets": ["Linear"],
-                "weights": weights,
-                "input_activations": None,
-                "output_activations": None,
-            }
-        },
-        "ignore": list(quant.ignore),
-    }
