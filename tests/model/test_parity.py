@@ -3,6 +3,7 @@
 The bar is a relative error of 1e-5; what is seen is about 5e-7.
 """
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from moonlet.checkpoint import from_state_dict
+from moonlet.errors import EngineError
 from moonlet.model import LatentCache, Media, Model
 from tests.model.peer import TINY, VARIANTS, reference, relative_error
 
@@ -59,7 +61,7 @@ def test_more_than_4096_positions_at_once_in_pieces_and_by_token(pair: Pair) -> 
     expected = pair.theirs(input_ids=ids).logits
     assert relative_error(pair.ours(ids), expected) < BAR
     cache = LatentCache(pair.config, 1, 4180)
-    borders = [0, 1500, 1501, 1504, 4100, *range(4170, 4181)]
+    borders = [0, 1500, 1501, 1504, 4090, *range(4091, 4111), 4170, *range(4171, 4181)]
     pieces = [pair.ours(ids[:, start:end], cache=cache) for start, end in pairwise(borders)]
     assert relative_error(torch.cat(pieces, 1), expected) < BAR
 
@@ -133,9 +135,40 @@ def test_images(kimi: Pair, grids: list[tuple[int, int, int]]) -> None:
     assert relative_error(kimi.ours(ids, media=Media(patches, grids)), theirs) < BAR
 
 
+def in_pieces(model: Model, ids: Tensor, media: Media, borders: list[int]) -> Tensor:
+    """Logits of a prompt with media through the cache; no border may cut an item."""
+    cache = LatentCache(model.config, 1, ids.shape[1])
+    grids, patches = list(media.grids), media.patches
+    pieces = []
+    for start, end in pairwise([0, *borders, ids.shape[1]]):
+        piece, inside = ids[:, start:end], []
+        waiting = int((piece == PAD).sum())
+        while waiting > 0:
+            inside.append(grids.pop(0))
+            waiting -= inside[-1][1] * inside[-1][2] // 4
+        count = sum(t * h * w for t, h, w in inside)
+        part = Media(patches[:count], inside) if inside else None
+        patches = patches[count:]
+        pieces.append(model(piece, media=part, cache=cache))
+    return torch.cat(pieces, 1)
+
+
+@torch.inference_mode()
+def test_images_in_pieces_and_token_by_token(kimi: Pair) -> None:
+    grids = [(1, 6, 4), (1, 10, 14)]
+    ids, patches = with_media([6, 35]), random_patches(grids)
+    theirs = kimi.theirs(
+        input_ids=ids, pixel_values=patches, image_grid_thw=torch.tensor(grids)
+    ).logits
+    # The prompt is 4 of text, 6 of an image, 3 of text, 35 of an image, 4 of text.
+    for borders in ([10], [2, 10, 13], [4, 10, 11, 12, 13, *range(48, 52)]):
+        ours = in_pieces(kimi.ours, ids, Media(patches, grids), borders)
+        assert relative_error(ours, theirs) < BAR
+
+
 @torch.inference_mode()
 def test_video_of_several_chunks(kimi: Pair) -> None:
-    """The library's own wrapper fails on chunks (formats note: split sizes), its tower does not."""
+    """The library's own wrapper fails on chunks (its split sizes count frames), its tower does not."""
     grids = [(4, 6, 4), (4, 6, 4), (3, 6, 4)]
     patches, ids = random_patches(grids), with_media([6, 6, 6])
     model = kimi.theirs.model
@@ -148,12 +181,30 @@ def test_video_of_several_chunks(kimi: Pair) -> None:
     embeds = model.get_input_embeddings()(ids)
     embeds[ids == PAD] = torch.cat(features)
     theirs = kimi.theirs(inputs_embeds=embeds).logits
-    ours = kimi.ours(ids, media=Media(patches, grids))
-    assert relative_error(ours, theirs) < BAR
-    assert (
-        relative_error(ours[:, -1], kimi.ours(ids, media=Media(patches.flip(0), grids))[:, -1])
-        > BAR
-    )
+    media = Media(patches, grids)
+    assert relative_error(kimi.ours(ids, media=media), theirs) < BAR
+    by_token = in_pieces(kimi.ours, ids, media, [10, 11, 12, 13, 19, 23, *range(29, 34)])
+    assert relative_error(by_token, theirs) < BAR
+    backwards = kimi.ours(ids, media=Media(patches.flip(0), grids))
+    assert relative_error(backwards[:, -1], theirs[:, -1]) > BAR
+
+
+@torch.inference_mode()
+def test_kimi_vl_is_the_network_without_time() -> None:
+    """transformers has no kimi_vl; for single images it is this network without a query latent."""
+    pair = Pair("kimi_k25 without q_lora")
+    assert pair.config.vision is not None
+    vision = replace(pair.config.vision, init_pos_emb_time=None)
+    ours = Model(replace(pair.config, model_type="kimi_vl", vision=vision)).eval()
+    ours.load_state_dict(pair.ours.state_dict())
+    grids = [(1, 6, 4), (1, 4, 8)]
+    ids, patches = with_media([6, 8]), random_patches(grids)
+    theirs = pair.theirs(
+        input_ids=ids, pixel_values=patches, image_grid_thw=torch.tensor(grids)
+    ).logits
+    assert relative_error(ours(ids, media=Media(patches, grids)), theirs) < BAR
+    with pytest.raises(EngineError, match="at most 1 frames"):
+        ours(with_media([6]), media=Media(random_patches([(2, 6, 4)]), [(2, 6, 4)]))
 
 
 @torch.inference_mode()
