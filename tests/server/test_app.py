@@ -3,8 +3,10 @@
 import asyncio
 import json
 import socket
+import threading
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import openai
@@ -22,6 +24,7 @@ from moonlet.chat.provider import (
 )
 from moonlet.errors import MediaError, PromptError
 from moonlet.server import create_app
+from moonlet.server.request import parse_request
 from tests.server.running import WAIT_S, Running, serving
 
 HELLO: Any = [{"role": "user", "content": "347+285?"}]
@@ -333,3 +336,46 @@ def test_routes_that_do_not_exist(server: Running) -> None:
     assert (status, answer["error"]["code"]) == (404, "unknown_url")
     status, answer = server.post(b"{}", "/v1/models")
     assert (status, answer["error"]["code"]) == (405, "method_not_allowed")
+
+
+def test_a_large_body_is_parsed_beside_the_other_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsing, go_on = threading.Event(), threading.Event()
+
+    def slow(*args: Any) -> Any:
+        parsing.set()
+        assert go_on.wait(WAIT_S)
+        return parse_request(*args)
+
+    monkeypatch.setattr("moonlet.server.app.parse_request", slow)
+    large = {"model": "fake", "messages": [{"role": "user", "content": "x" * 2_000_000}]}
+    with serving(create_app(FakeProvider(says("ok")))) as server, ThreadPoolExecutor() as pool:
+        answer = pool.submit(server.post, json.dumps(large).encode())
+        try:
+            assert parsing.wait(WAIT_S)
+            with urllib.request.urlopen(f"{server.url}/health", timeout=WAIT_S) as health:
+                assert json.load(health) == {"status": "ok"}
+            assert not answer.done()
+        finally:
+            go_on.set()
+        assert answer.result(WAIT_S)[0] == 200
+
+
+def test_a_client_that_leaves_while_it_sends_is_not_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    messages: list[Any] = [
+        {"type": "http.request", "body": b'{"model": ', "more_body": True},
+        {"type": "http.disconnect"},
+    ]
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return messages.pop(0)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": []}
+    asyncio.run(create_app(FakeProvider([]))(scope | {"query_string": b""}, receive, send))
+    assert sent[0]["status"] == 400  # nobody reads it
+    assert caplog.text == ""

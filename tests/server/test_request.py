@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from moonlet.chat.fake import CARD, FakeProvider, says
 from moonlet.errors import PromptError
 from moonlet.server import create_app
-from moonlet.server.body import MAX_DEPTH, parse_object
+from moonlet.server.body import MAX_DEPTH, MAX_STRUCTURE, parse_object
 from moonlet.server.errors import ApiError
 from moonlet.server.request import ApiRequest, parse_request
 from tests.server.running import Running, serving
@@ -282,3 +282,19 @@ def test_no_bytes_are_our_fault(server: Running, body: bytes) -> None:
     status, answer = server.post(body)
     assert status == 400
     assert answer["error"]["type"] == "invalid_request_error"
+
+
+def test_a_body_of_too_many_values_is_refused_before_it_is_parsed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("moonlet.server.body.json.loads", lambda *_, **__: pytest.fail("parsed"))
+    for value in (b"[]", b"{}", b"0"):
+        body = b'{"messages": [' + b",".join([value] * (MAX_STRUCTURE + 1)) + b"]}"
+        with pytest.raises(ApiError, match="the body has more than 1000000") as caught:
+            parse_object(body)
+        assert caught.value.status == 400
+
+
+def test_a_long_text_is_no_structure() -> None:
+    text = "QUJD" * 1_000_000 + ", " * (MAX_STRUCTURE // 2)
+    assert parse_object(json.dumps({"messages": [text]}).encode()) == {"messages": [text]}

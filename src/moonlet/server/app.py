@@ -8,18 +8,21 @@
 A request goes body -> request -> answer; every refusal, the router's too, has OpenAI's shape.
 """
 
+import asyncio
+
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
 from moonlet.chat.provider import Provider
 from moonlet.errors import MoonletError
 from moonlet.server.answer import Answer
-from moonlet.server.body import read_object
+from moonlet.server.body import parse_object, read_body
 from moonlet.server.encode import model_object, to_json
 from moonlet.server.errors import as_api_error
-from moonlet.server.request import check_model, parse_request
+from moonlet.server.request import ApiRequest, check_model, parse_request
 
 MAX_BODY_BYTES = 100 * 2**20  # what the Kimi API takes: a video as a data URL fits
+LARGE_BODY_BYTES = 2**20  # from here on parsing would hold up the other requests
 KEEP_ALIVE_S = 10.0
 
 
@@ -51,8 +54,13 @@ def create_app(
 
     @app.post("/v1/chat/completions")
     async def chat_completions(request: Request) -> Response:
-        body = await read_object(request, max_body_bytes)
-        return Answer(provider, parse_request(body, provider.card), keep_alive_s)
+        body = await read_body(request, max_body_bytes)
+
+        def parse() -> ApiRequest:
+            return parse_request(parse_object(body), provider.card)
+
+        large = len(body) > LARGE_BODY_BYTES
+        return Answer(provider, await asyncio.to_thread(parse) if large else parse(), keep_alive_s)
 
     return app
 

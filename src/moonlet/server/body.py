@@ -1,33 +1,33 @@
 """A request body as a JSON object, or a refusal: nothing a client sends may hurt the server.
 
-Guarded against: bodies over the limit (before they are in memory), invalid UTF-8 and JSON, NaN and
-infinities, integers of thousands of digits, nesting deeper than any real request, and lone
-surrogates, which Python's JSON accepts but no UTF-8 answer or tokenizer can carry.
+Guarded against: bodies over the limit (before they are in memory), more values than any real request
+has (before they are Python objects, of which each takes far more memory than its text), invalid
+UTF-8 and JSON, NaN and infinities, integers of thousands of digits, nesting deeper than any real
+request, and lone surrogates, which Python's JSON accepts but no UTF-8 answer or tokenizer can carry.
 """
 
 import json
 import re
 from typing import Any
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from moonlet.server.errors import ApiError
 
 MAX_DEPTH = 128  # a JSON schema of depth 30 inside a tool needs about 70
+# Commas and opening brackets, which bound the number of values. Base64 has none of them, and a prompt
+# that fills a context of 262,144 tokens with commas alone stays below.
+MAX_STRUCTURE = 1_000_000
 
 _SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
-async def read_object(request: Request, max_body_bytes: int) -> dict[str, Any]:
-    """The body of `request` as a JSON object. Raises ApiError (400 or 413)."""
-    return parse_object(await _read(request, max_body_bytes))
-
-
-async def _read(request: Request, max_body_bytes: int) -> bytes:
+async def read_body(request: Request, max_body_bytes: int) -> bytes:
     """The raw body, never holding more than `max_body_bytes`.
 
     What comes beyond the limit is dropped as it arrives, up to as much again: a client that is still
-    sending when the connection closes would see a reset instead of the answer.
+    sending when the connection closes would see a reset instead of the answer. Raises ApiError, 413
+    for a body over the limit and 400 when the client leaves before its end.
     """
     too_large = ApiError(
         f"the body is larger than the {max_body_bytes} bytes that this server accepts",
@@ -38,12 +38,15 @@ async def _read(request: Request, max_body_bytes: int) -> bytes:
         raise too_large
     body = bytearray()
     size = 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size <= max_body_bytes:
-            body += chunk
-        elif size > 2 * max_body_bytes:
-            break
+    try:
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size <= max_body_bytes:
+                body += chunk
+            elif size > 2 * max_body_bytes:
+                break
+    except ClientDisconnect:
+        raise ApiError("the client left before its body had ended") from None  # nobody is told
     if size > max_body_bytes:
         raise too_large
     return bytes(body)
@@ -51,6 +54,8 @@ async def _read(request: Request, max_body_bytes: int) -> bytes:
 
 def parse_object(body: bytes) -> dict[str, Any]:
     """`body` as a JSON object with only finite numbers and well-formed text. Raises ApiError (400)."""
+    if sum(map(body.count, (b"[", b"{", b","))) > MAX_STRUCTURE:
+        raise ApiError(f"the body has more than {MAX_STRUCTURE} commas and opening brackets")
     try:
         value = json.loads(body.decode(), parse_constant=_refuse_constant)
     except RecursionError:
