@@ -1,10 +1,14 @@
 """What a user may type for MODEL. No test here uses the network."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from moonlet.checkpoint import resolve
+from moonlet.checkpoint.hub import fetch_config
+from moonlet.config import preset, to_hf
 from moonlet.errors import CheckpointError, NotSupportedError
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
@@ -12,15 +16,21 @@ errors = pytest.importorskip("huggingface_hub.errors")
 
 
 @pytest.fixture
-def downloads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str]]]:
-    """Calls of snapshot_download, which answers with a folder."""
-    calls: list[tuple[str, list[str]]] = []
+def downloads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
+    """What was fetched: names of single files, then the patterns of a snapshot."""
+    calls: list[Any] = []
 
-    def fetch(repository: str, allow_patterns: list[str]) -> str:
-        calls.append((repository, allow_patterns))
+    def fetch_file(repository: str, name: str) -> str:
+        calls.append((repository, name))
+        return str(tmp_path / name)
+
+    def fetch_all(repository: str, **patterns: list[str]) -> str:
+        calls.append((repository, patterns))
         return "/cache/snapshot"
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    (tmp_path / "config.json").write_text(json.dumps(to_hf(preset("tiny"))))
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fetch_file)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch_all)
     return calls
 
 
@@ -39,12 +49,24 @@ def test_a_folder_wins_over_a_repository_of_its_name(
     assert not downloads
 
 
-def test_a_repository_is_fetched_without_code(downloads: list[tuple[str, list[str]]]) -> None:
+def test_a_repository_is_fetched_without_code_and_folders(downloads: list[Any]) -> None:
     assert resolve("moonshotai/Kimi-K2.5") == Path("/cache/snapshot")
-    [(repository, patterns)] = downloads
+    config, (repository, patterns) = downloads
+    assert config == ("moonshotai/Kimi-K2.5", "config.json")
     assert repository == "moonshotai/Kimi-K2.5"
-    allowed = [".json", ".safetensors", ".jinja", ".txt", "tiktoken.model"]
-    assert sorted(pattern.removeprefix("*") for pattern in patterns) == sorted(allowed)
+    files = ["config.json", "model-1.safetensors", "chat_template.jinja", "tiktoken.model", "merges.txt",
+             "modeling_kimi.py", "model.bin", "LICENSE", "onnx/config.json", "original/x.safetensors"]  # fmt: skip
+    fetched = huggingface_hub.utils.filter_repo_objects(files, **patterns)
+    assert list(fetched) == files[:5]
+
+
+def test_another_network_is_refused_before_its_weights_come(
+    downloads: list[Any], tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(NotSupportedError, match="'llama' is another class of network"):
+        resolve("org/name")
+    assert downloads == [("org/name", "config.json")]
 
 
 @pytest.mark.parametrize(
@@ -81,19 +103,28 @@ def http_error(kind: str) -> Exception:
         (errors.LocalEntryNotFoundError("long\ntext"), "cannot be reached and there is no earlier download"),
         (errors.HFValidationError("bad name\nmore"), "cannot download org/name: bad name"),
         (errors.HfHubHTTPError.__bases__[0]("read timed out"), "cannot download org/name: read timed out"),
+        (http_error("RemoteEntryNotFoundError"), "cannot use org/name: it has no config.json"),
         (OSError(28, "No space left on device"), "No space left on device"),
     ],
 )  # fmt: skip
+@pytest.mark.parametrize("function", ["hf_hub_download", "snapshot_download"])
 def test_failures_are_one_sentence(
-    error: Exception, message: str, monkeypatch: pytest.MonkeyPatch
+    function: str,
+    error: Exception,
+    message: str,
+    downloads: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    monkeypatch.setattr(huggingface_hub, function, fail)
     with pytest.raises(CheckpointError, match=message) as caught:
         resolve("org/name")
     assert "\n" not in str(caught.value)
+    if function == "hf_hub_download":
+        with pytest.raises(CheckpointError, match=message):
+            fetch_config("org/name")
 
 
 def test_offline_without_an_earlier_download(

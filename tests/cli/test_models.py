@@ -9,7 +9,7 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
-from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from openai import OpenAI
 from PIL import Image
 
@@ -115,15 +115,28 @@ def test_of_a_repository_only_the_config_is_fetched(
     assert asked == [("some/model", "config.json")]
 
 
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (LocalEntryNotFoundError("check your connection\nmany more lines"), "cannot be reached"),
+        (HfHubHTTPError.__bases__[0]("read timed out\nmore"), ": read timed out"),
+    ],
+)
 def test_a_repository_that_cannot_be_reached(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    error: Exception,
+    says: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def fetch(*_args: str) -> str:
-        raise LocalEntryNotFoundError("check your connection\nmany more lines")
+        raise error
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fetch)
-    assert main(["inspect", "some/model"]) == 2
-    assert capsys.readouterr().err.endswith("cannot be fetched: check your connection\n")
+    for command in ("inspect", "chat"):
+        assert main([command, "some/model"]) == 2
+        progress, message = capsys.readouterr().err.splitlines()
+        assert progress.endswith("some/model ...")
+        assert says in message
 
 
 def test_a_broken_folder_is_one_sentence(

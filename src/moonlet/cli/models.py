@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from moonlet import nano
 from moonlet.cli.console import UsageError, busy
 from moonlet.config import PRESETS, ModelConfig, load_config, preset
-from moonlet.errors import CheckpointError, NotSupportedError
+from moonlet.errors import NotSupportedError
 
 if TYPE_CHECKING:
     from moonlet.chat.provider import Provider
@@ -54,7 +54,10 @@ def describe(model: str | None) -> Described:
     if name != model or name.lower() in PRESETS:
         return Described(name, preset(name))
     if model.count("/") == 1:
-        return Described(model, load_config(_fetch_config(model)))
+        with busy(f"fetching config.json of {model}"):
+            from moonlet.checkpoint.hub import fetch_config
+
+            return Described(model, load_config(fetch_config(model)))
     raise UsageError(
         f"{model!r} is no folder, no config.json, no repository name (org/name) "
         f"and none of the presets {', '.join(PRESETS)}"
@@ -101,18 +104,3 @@ def _refuse_without_weights(model: str) -> None:
         raise UsageError(
             f"{model} is a preset, a shape without weights; give a folder or a repository name"
         )
-
-
-def _fetch_config(repository: str) -> Path:
-    """config.json of a repository, in the cache of huggingface_hub."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    try:
-        with busy(f"fetching config.json of {repository}"):
-            return Path(hf_hub_download(repository, "config.json"))
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(
-            f"there is no folder {repository} here and its config.json cannot be fetched: {reason}"
-        ) from error
