@@ -39,13 +39,13 @@ class Recipe:
     """Settings and data of one training run. `folder` holds what `prepare` wrote."""
 
     folder: Path
-    steps: int = 2200
+    steps: int = 1700
     seed: int = 2026
-    cases_per_step: int = 96
+    cases_per_step: int = 112
     peak_lr: float = 1e-2
     warmup_steps: int = 60
-    decay_steps: int = 900
-    easy_steps: int = 500  # images get harder up to here
+    decay_steps: int = 800
+    easy_steps: int = 400  # images get harder up to here
     weight_decay: float = 0.1
     tau: float = 100.0
     bias_rate: float = 5e-3

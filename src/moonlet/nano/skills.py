@@ -15,13 +15,13 @@ from moonlet.nano.phrases import LANGUAGES, fill, section
 
 # Every skill with its share of the training cases: what is harder to learn gets more.
 WEIGHTS = {
-    "sum_thinking": 28,  # up to three digits, steps in the reasoning
-    "sum_small": 10,  # instant mode, both operands up to 20: answered at once
-    "sum_instant": 7,  # instant mode, larger: worked out in the answer
-    "digits_thinking": 16,  # an image of one to four handwritten digits
-    "digits_instant": 16,
-    "identity": 16,  # who are you, what can you do, hello, thanks
-    "beyond": 8,  # anything else: an honest refusal
+    "sum_thinking": 24,  # up to three digits, steps in the reasoning
+    "sum_small": 20,  # instant mode, both operands up to 20: answered at once
+    "sum_instant": 8,  # instant mode, larger: worked out in the answer
+    "digits_thinking": 14,  # an image of one to four handwritten digits
+    "digits_instant": 14,
+    "identity": 14,  # who are you, what can you do, hello, thanks
+    "beyond": 9,  # anything else: an honest refusal
 }
 SKILLS = tuple(WEIGHTS)
 _FOLD = str.maketrans("áàâãéêíóôõúüç", "aaaaeeiooouuc")
