@@ -1,5 +1,6 @@
 """The command line as a contract: its flags, its exit statuses, and that it starts without torch."""
 
+import json
 import os
 import subprocess
 import sys
@@ -9,7 +10,8 @@ import pytest
 
 import moonlet
 from moonlet.cli import inspect
-from moonlet.cli.main import build_parser, main
+from moonlet.cli.commands import build_parser
+from moonlet.cli.main import main
 from moonlet.errors import CheckpointError, ConfigError, EngineError, MoonletError
 
 # Frozen: a new knob belongs into a configuration first. Change this list only on purpose.
@@ -88,7 +90,7 @@ def test_messages_cannot_steer_the_terminal(
 
 def test_starting_loads_nothing_heavy() -> None:
     code = (
-        "import sys; from moonlet.cli.main import build_parser; build_parser()\n"
+        "import sys; from moonlet.cli.commands import build_parser; build_parser()\n"
         "heavy = {'torch', 'numpy', 'transformers', 'tiktoken', 'PIL', 'fastapi', 'uvicorn', 'rich', "
         "'huggingface_hub'}\n"
         "print(sorted(heavy & set(sys.modules)))"
@@ -112,3 +114,74 @@ def test_a_reader_that_leaves_is_no_traceback() -> None:
         _, err = process.communicate(b"\n")
     assert b"Traceback" not in err
     assert process.returncode == 1
+
+
+RUN = "import sys; from moonlet.cli.main import main; sys.exit(main(sys.argv[1:]))"
+FAKE = """
+import sys
+from moonlet.chat.fake import FakeProvider, says
+from moonlet.cli import chat
+from moonlet.cli.main import main
+chat.load_provider = lambda model: FakeProvider(says("caf\\u00e9 \\u6708"))
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("closed", "code", "argv"),
+    [
+        (">&-", RUN, "inspect tiny --json"),
+        (">&-", RUN, "inspect tiny"),
+        (">&- 2>&-", RUN, "inspect tiny"),
+        ("<&-", FAKE, "chat"),
+        ("<&- >&-", FAKE, "chat --json"),
+    ],
+)
+def test_streams_that_are_closed(closed: str, code: str, argv: str) -> None:
+    """They are as if nobody listened and nobody typed."""
+    command = ["sh", "-c", f'"$0" -c "$1" {argv} {closed}', sys.executable, code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("flags", [[], ["--json"]])
+def test_a_terminal_that_knows_only_ascii(flags: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FAKE, "chat", *flags],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        input="hi\n",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    if flags:
+        assert json.loads(done.stdout)["turns"][0]["answer"] == "caf\u00e9 \u6708"
+    else:
+        assert done.stdout == "caf? ?\n"
+
+
+@pytest.mark.parametrize("module", ["argparse", "moonlet.cli.chat", "asyncio"])
+def test_ctrl_c_while_the_commands_load_is_no_traceback(module: str) -> None:
+    code = f"""
+import sys
+import moonlet.cli.main
+class Pressed:
+    def find_spec(self, name, *_):
+        if name == {module!r}:
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Pressed())
+sys.exit(moonlet.cli.main.main(["inspect", "tiny"]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_the_entry_point_is_small() -> None:
+    """What it imports before it can catch Ctrl-C is next to nothing."""
+    code = "import sys, moonlet.cli.main; print(*sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = done.stdout.split()
+    ours = [name for name in loaded if name.startswith("moonlet")]
+    assert ours == ["moonlet", "moonlet.cli", "moonlet.cli.main"]
+    assert "argparse" not in loaded

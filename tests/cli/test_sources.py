@@ -104,9 +104,11 @@ def test_what_may_be_left_out_or_null() -> None:
     ],
 )
 def test_errors_in_the_stream(error: bytes, says: str) -> None:
-    with endpoint(b"data: " + error + b"\n\n" + DONE) as (url, _):
-        with pytest.raises(EngineError, match=says):
-            answer(url)
+    with (
+        endpoint(b"data: " + error + b"\n\n" + DONE) as (url, _),
+        pytest.raises(EngineError, match=says),
+    ):
+        answer(url)
 
 
 @pytest.mark.parametrize(
@@ -118,19 +120,25 @@ def test_errors_in_the_stream(error: bytes, says: str) -> None:
     ],
 )
 def test_bodies_that_break_off(status: int, headers: dict[str, str], says: str) -> None:
-    with endpoint(b'{"data"', status=status, headers=headers) as (url, _):
-        with pytest.raises(EngineError, match=says):
-            RemoteSource(url)
+    with (
+        endpoint(b'{"data"', status=status, headers=headers) as (url, _),
+        pytest.raises(EngineError, match=says),
+    ):
+        RemoteSource(url)
 
 
 def test_no_answer_is_read_without_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "MAX_BYTES", 1000)
-    with endpoint(b'{"data": [{"id": "' + b"x" * 1000 + b'"}]}') as (url, _):
-        with pytest.raises(EngineError, match="more than 1000 bytes"):
-            RemoteSource(url)
-    with endpoint(b"data: " + b"x" * 1000 + b"\n\n" + DONE) as (url, _):
-        with pytest.raises(EngineError, match="more than 1000 bytes"):
-            answer(url)
+    with (
+        endpoint(b'{"data": [{"id": "' + b"x" * 1000 + b'"}]}') as (url, _),
+        pytest.raises(EngineError, match="more than 1000 bytes"),
+    ):
+        RemoteSource(url)
+    with (
+        endpoint(b"data: " + b"x" * 1000 + b"\n\n" + DONE) as (url, _),
+        pytest.raises(EngineError, match="more than 1000 bytes"),
+    ):
+        answer(url)
 
 
 def test_the_key_is_sent_without_the_blanks_around_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,9 +164,11 @@ def test_a_key_that_cannot_be_sent_is_not_printed(
 
 def test_the_key_does_not_follow_a_redirect(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(KEY_VARIABLE, "sk-secret")
-    with endpoint(b'{"data": [{"id": "m"}]}') as (there, seen_there):
-        with endpoint(b"", status=302, headers={"Location": f"{there}/models"}) as (here, seen):
-            RemoteSource(here)
+    with (
+        endpoint(b'{"data": [{"id": "m"}]}') as (there, seen_there),
+        endpoint(b"", status=302, headers={"Location": f"{there}/models"}) as (here, seen),
+    ):
+        RemoteSource(here)
     assert seen[0]["Authorization"] == "Bearer sk-secret"
     assert seen_there[0]["Authorization"] is None
 

@@ -56,11 +56,11 @@ def run(args: Namespace) -> int:
     with closing(open_source(args.target, args.model)) as source:
         interactive = sys.stdin.isatty() and not args.json
         chat = Chat(source, Console(highlight=False, quiet=args.json), interactive)
+        if isinstance(sys.stdin, TextIOWrapper):
+            sys.stdin.reconfigure(encoding=None if interactive else "utf-8", errors="replace")
         if interactive:
             chat.talk()
         else:
-            if isinstance(sys.stdin, TextIOWrapper):
-                sys.stdin.reconfigure(encoding="utf-8", errors="replace")
             chat.read(sys.stdin)
     if args.json:
         print_json({"model": source.name, "turns": chat.turns})

@@ -5,10 +5,12 @@ JSON document.
 """
 
 import json
+import os
 import sys
 from argparse import ArgumentParser
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from typing import Any
 
 from moonlet.errors import MoonletError
@@ -21,6 +23,15 @@ del _CONTROL[ord("\n")], _CONTROL[ord("\t")]
 
 class UsageError(MoonletError, ValueError):
     """The command line asks for something that cannot be done."""
+
+
+def mend_streams() -> None:
+    """A standard stream that is closed becomes the null device; what stdout cannot encode becomes `?`."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 def add_json_flag(parser: ArgumentParser) -> None:
