@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from moonlet.chat.messages import parse_messages
@@ -28,7 +29,7 @@ from moonlet.checkpoint import save_checkpoint
 from moonlet.config import preset
 from moonlet.engine import Finished, GenerateRequest, LocalProvider, load
 from moonlet.engine.engine import Item, Stream
-from moonlet.engine.local import SamplingDefaults
+from moonlet.engine.local import SamplingDefaults, compute_type
 from moonlet.errors import CheckpointError, EngineError, MediaError, PromptError
 from moonlet.model import Model, build_on_meta
 from tests.tiny_checkpoint import write_tiny_checkpoint
@@ -121,6 +122,11 @@ def test_what_does_not_fit_the_context_is_refused(provider: LocalProvider) -> No
     with pytest.raises(PromptError) as caught:
         answer(provider, request("x" * (TINY.max_position_embeddings + 1)))
     assert caught.value.param == "messages"
+
+
+def test_small_models_are_computed_in_float32_and_large_ones_as_stored() -> None:
+    assert compute_type(preset("nano")) == torch.float32
+    assert compute_type(preset("moonlight-16b-a3b")) is None
 
 
 def test_leaving_an_answer_frees_the_engine(provider: LocalProvider) -> None:

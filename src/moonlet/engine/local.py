@@ -7,13 +7,17 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from moonlet.chat.jinja import load_template
 from moonlet.chat.media import MERGE, PATCH
 from moonlet.chat.parser import OutputParser
 from moonlet.chat.provider import ChatRequest, Event, ModelCard, Sampling
 from moonlet.chat.template import Prompt, Template
 from moonlet.chat.tokenizer import Tokenizer
+from moonlet.checkpoint import read_config
 from moonlet.config import ModelConfig
+from moonlet.config.sizes import model_sizes
 from moonlet.engine.engine import Engine, Finished, GenerateRequest, Item
 from moonlet.engine.sampler import SamplingParams
 from moonlet.errors import (
@@ -28,6 +32,7 @@ from moonlet.model import load_model
 
 DEFAULT_MAX_TOKENS = 32_768  # what the Kimi API answers with when a request names no limit
 
+SMALL_BYTES = 10**9
 RENDERS_AT_ONCE = 2  # a picture at the limit takes some 600 MB while it is decoded
 
 
@@ -155,8 +160,9 @@ def load(folder: Path, name: str) -> LocalProvider:
     tokenizer = Tokenizer.from_folder(folder)
     template = load_template(folder, tokenizer)
     defaults = SamplingDefaults.from_folder(folder)
-    model = load_model(folder)
-    _check_fit(model.config, tokenizer)
+    config = read_config(folder)
+    _check_fit(config, tokenizer)  # before the weights come, which may take long
+    model = load_model(folder, compute_type(config))
     engine = Engine(model, tokenizer.end_ids | set(model.config.eos_token_ids))
     card = ModelCard(
         id=name,
@@ -166,6 +172,16 @@ def load(folder: Path, name: str) -> LocalProvider:
         supports_reasoning=template.starts_in_reasoning(True),
     )
     return LocalProvider(engine, tokenizer, template, card, defaults)
+
+
+def compute_type(config: ModelConfig) -> torch.dtype | None:
+    """float32 for a model that is small in any case; None, the stored type, for all others.
+
+    Where a CPU has no bfloat16 units float32 is faster, and it is always more exact; what it costs is
+    memory.
+    """
+    sizes = model_sizes(config)
+    return torch.float32 if 4 * sizes.parameters(*sizes.parts) < SMALL_BYTES else None
 
 
 def _check_fit(config: ModelConfig, tokenizer: Tokenizer) -> None:
