@@ -48,8 +48,9 @@ Held-out accuracy, greedy decoding, as printed by
 | --- | --- | --- | --- |
 {rows}
 
-English and Portuguese, half each; a quarter of the cases come after a system message or earlier turns. An answer is right
-when its last line is exactly the expected text.
+English and Portuguese, half each; about a quarter of the cases come after a system message or earlier turns. An answer is
+right when its last line is exactly the expected text. Test images are plain: black and white, one upright digit per 28
+pixels, give or take two.
 
 ## What it does not do
 
@@ -66,7 +67,7 @@ scikit-learn ships (E. Alpaydin and C. Kaynak, Optical Recognition of Handwritte
 | --- | --- |
 | sums | by a hash of the operands, one sixteenth of the large sums is never trained |
 | small sums in instant mode | all 882 are trained; the test asks in sentences that never were |
-| images | 400 of the handwritten samples are never trained |
+| images | 400 of the 1,797 samples are never trained |
 | identity | wordings listed as `held_out` |
 | questions to decline | names and things listed as `held_out`, and words made up at random |
 
