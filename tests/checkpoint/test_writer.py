@@ -2,6 +2,9 @@
 
 import json
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ from moonlet.checkpoint.safetensors import SafetensorsFile
 from moonlet.errors import CheckpointError
 from tests.checkpoint.tiny import TEXT, random_tensors
 
+ROOT = Path(__file__).parents[2]
 EMBEDDING = "language_model.model.embed_tokens.weight"
 
 
@@ -151,3 +155,75 @@ def test_nan_cannot_become_int4(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"layers.1.mlp.experts.down_proj, expert 1: a NaN"):
         save_checkpoint(tmp_path / "m", TEXT, tensors, quantize="int4")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "model.safetensors.index.json", "model.safetensors", "x.safetensors"]
+)
+def test_extra_files_cannot_replace_what_is_saved(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(CheckpointError, match=rf"{name}.* is written by the save itself"):
+        save_checkpoint(tmp_path / "m", TEXT, random_tensors(TEXT), extra_files=[tmp_path / name])
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+KILLED = """
+import os, shutil, signal, sys
+from pathlib import Path
+from moonlet.checkpoint import save_checkpoint, writer
+from tests.checkpoint.tiny import TEXT, random_tensors
+
+def kill(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def rename(self, target, rename=Path.rename):
+    return kill() if self.suffix == ".partial" else rename(self, target)
+
+if sys.argv[2] == "writing":
+    writer._write_weights = kill
+elif sys.argv[2] == "renaming":
+    Path.rename = rename
+else:
+    shutil.rmtree = kill
+save_checkpoint(Path(sys.argv[1]), TEXT, random_tensors(TEXT, seed=1))
+"""
+
+
+@pytest.mark.parametrize(
+    ("when", "left"),
+    [
+        ("writing", [".partial", "folder"]),
+        ("renaming", [".old", ".partial"]),
+        ("deleting", [".old", "folder"]),
+    ],
+)
+def test_the_next_save_clears_up_behind_a_killed_one(
+    tmp_path: Path, when: str, left: list[str]
+) -> None:
+    folder = tmp_path / "m[1]"  # no pattern
+    bystander = tmp_path / ".m.0123abcd.old"
+    bystander.mkdir()
+    save_checkpoint(folder, TEXT, random_tensors(TEXT))
+    (folder / "tiktoken.model").write_text("kept")
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, str(folder), when], cwd=ROOT, check=False
+    )
+    assert killed.returncode == -signal.SIGKILL
+    found = {path for path in tmp_path.iterdir() if path != bystander}
+    assert sorted("folder" if path == folder else path.suffix for path in found) == left
+    for path in found:  # every whole folder among them is a checkpoint
+        if (path / "model.safetensors").exists():
+            open_checkpoint(path)
+    tensors = random_tensors(TEXT, seed=2)
+    save_checkpoint(folder, TEXT, tensors)
+    assert set(tmp_path.iterdir()) == {folder, bystander}
+    assert (folder / "tiktoken.model").read_text() == "kept"
+    ours = dict(open_checkpoint(folder).tensors())
+    assert all(torch.equal(ours[name], tensors[name]) for name in tensors)
+
+
+def test_what_a_killed_save_left_is_no_reason_to_refuse_a_new_folder(tmp_path: Path) -> None:
+    """Killed while it deleted, then the user moved the folder: the rest of .old is no checkpoint."""
+    (tmp_path / ".m.0123abcd.old").mkdir()
+    save_checkpoint(tmp_path / "m", TEXT, random_tensors(TEXT))
+    assert os.listdir(tmp_path) == ["m"]

@@ -1,11 +1,24 @@
 """Writing a model as a Hugging Face folder: config.json, safetensors shards, their index.
 
-The folder is built beside its final place and renamed when it is complete, so an interrupted save leaves
-what was there before. Tensors are converted and written one by one.
+The folder is built beside its final place and renamed when it is complete, so a save that fails or is
+interrupted leaves what was there before. Tensors are converted and written one by one.
+
+A process that is killed cannot tidy up, and to replace a folder takes two renames. It may leave, beside
+the folder `m` (TAG is eight hexadecimal digits, the same for the two):
+
+| killed while it was | left                                                                       |
+| ------------------- | -------------------------------------------------------------------------- |
+| writing             | `m` as before, `.m.TAG.partial` incomplete                                 |
+| renaming            | no `m`; `.m.TAG.old` is what was there before, `.m.TAG.partial` what is new, both whole |
+| deleting            | `m` is what is new, `.m.TAG.old` the rest of what was there before         |
+
+The next save to `m` puts a folder that was caught between the renames back and removes the rest, so two
+processes must not save to one folder at once. To use a folder before that, rename it by hand.
 """
 
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -47,10 +60,14 @@ def save_checkpoint(
     checkpoint that is already in `folder` is replaced, except for such files.
 
     Raises CheckpointError, before anything is written, when tensors are missing, unknown or misshaped,
-    or when `folder` holds something else than a checkpoint; and when the disk refuses.
+    when an extra file has a name that is written here, or when `folder` holds something else than a
+    checkpoint; and when the disk refuses.
     """
     folder = Path(os.path.realpath(folder))
+    extra_files = list(extra_files)
     _check_tensors(folder, config, tensors)
+    _check_extra_files(extra_files)
+    _clear_up(folder)
     _check_replaceable(folder)
     groups = [
         group
@@ -90,6 +107,26 @@ def _check_tensors(folder: Path, config: ModelConfig, tensors: Mapping[str, torc
         if name not in specs:
             problems.add("unknown", name)
     problems.raise_if_any(folder)
+
+
+def _check_extra_files(paths: Iterable[Path]) -> None:
+    for path in paths:
+        if _is_ours(path):
+            raise CheckpointError(
+                f"{path} cannot come along: {path.name} is written by the save itself"
+            )
+
+
+def _clear_up(folder: Path) -> None:
+    """Remove what killed saves to `folder` left beside it; see the top of the file."""
+    pattern = re.compile(rf"\.{re.escape(folder.name)}\.[0-9a-f]{{8}}\.(old|partial)")
+    beside = folder.parent.iterdir() if folder.parent.is_dir() else ()
+    left = sorted(path for path in beside if pattern.fullmatch(path.name))
+    for path in left:
+        if path.suffix == ".old" and path.with_suffix(".partial") in left and not folder.exists():
+            path.rename(folder)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _check_replaceable(folder: Path) -> None:
@@ -205,7 +242,7 @@ def _move_into_place(unfinished: Path, folder: Path) -> None:
         kept = unfinished / path.name
         if not _is_ours(path) and not kept.exists():
             shutil.copyfile(path, kept)
-    aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.old")
+    aside = unfinished.with_suffix(".old")
     try:
         folder.rename(aside)
         unfinished.rename(folder)
