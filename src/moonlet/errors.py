@@ -8,10 +8,11 @@
       PromptError          a conversation that cannot be rendered; `param` says where
       MediaError           an image or video that cannot be used; `param` says where
       EngineError          generation that cannot start or go on
+      TrainingError        a training run that cannot go on
 
 Two more stand beside their only user: `ApiError` in `server/errors.py`, which knows an HTTP status, and
-`UsageError` in `cli/console.py`. Each also inherits the standard exception that it refines, so callers may catch either. A message is
-one sentence that says what is wrong and what to do.
+`UsageError` in `cli/console.py`. Each also inherits the standard exception that it refines, so callers
+may catch either. A message is one sentence that says what is wrong and what to do.
 """
 
 
@@ -55,3 +56,7 @@ class MediaError(_RequestError):
 
 class EngineError(MoonletError, RuntimeError):
     """Generation that cannot start or go on."""
+
+
+class TrainingError(MoonletError, RuntimeError):
+    """A training run that cannot go on."""

@@ -2,11 +2,14 @@
 
 import json
 import os
+import pickle
+import resource
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +17,9 @@ import torch
 
 from moonlet.chat.media import MediaItem
 from moonlet.config import ModelConfig, preset
-from moonlet.errors import CheckpointError
+from moonlet.errors import CheckpointError, TrainingError
 from moonlet.model import Model
-from moonlet.train.batch import IGNORED, collate, micro_batches
+from moonlet.train.batch import IGNORED, Batch, collate, micro_batches
 from moonlet.train.loop import LOG_FILE, STATE_FILE, StepReport, loss_sum, run
 from moonlet.train.schedule import wsd
 
@@ -43,6 +46,7 @@ class ToyRecipe:
     bias_rate: float = 1e-3
     max_grad_norm: float = 1.0
     micro_batch_tokens: int = 64
+    more: int = 0
 
     def examples(self, step: int) -> Sequence[Toy]:
         rng = np.random.default_rng((self.seed, step))
@@ -82,14 +86,116 @@ def test_interrupted_run_continues_to_the_same_weights(tmp_path: Path) -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_state_of_another_recipe_or_a_damaged_one_is_refused(tmp_path: Path) -> None:
+def test_the_state_of_another_recipe_is_refused(tmp_path: Path) -> None:
     run(ToyRecipe(steps=1), tmp_path)
-    with pytest.raises(CheckpointError, match="another recipe"):
-        run(ToyRecipe(steps=1, peak_lr=1e-3), tmp_path)
-    state = tmp_path / STATE_FILE
-    state.write_bytes(state.read_bytes()[:1000])
-    with pytest.raises(CheckpointError, match="damaged"):
+    for other in (
+        {"peak_lr": 1e-3},
+        {"micro_batch_tokens": 65},  # it changes the order of additions
+        {"more": 1},
+        {"config": replace(ToyRecipe().config, rms_norm_eps=1e-3)},
+    ):
+        with pytest.raises(CheckpointError, match="another recipe or other data"):
+            run(replace(ToyRecipe(steps=1), **other), tmp_path)
+
+
+@dataclass(frozen=True)
+class FolderRecipe(ToyRecipe):
+    folder: Path = Path()
+
+
+@pytest.mark.parametrize("name", ["tiktoken.model", "preprocessor_config.json"])
+def test_the_state_belongs_to_the_files_that_made_its_data(tmp_path: Path, name: str) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    (here / name).write_text("1")
+    run(FolderRecipe(steps=1, folder=here), here)
+    here.rename(there)  # the place does not matter
+    run(FolderRecipe(steps=1, folder=there), there)
+    (there / name).write_text("2")
+    with pytest.raises(CheckpointError, match="other data"):
+        run(FolderRecipe(steps=1, folder=there), there)
+
+
+class Harm:
+    """What a pickle may hold; it must never be called."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os._exit, (3,)
+
+
+@pytest.mark.parametrize(
+    "spoil", ["cut", "empty", "text", "pickle", "list", "tensor", "keys", "part"]
+)
+def test_a_file_that_is_no_state_is_one_sentence(tmp_path: Path, spoil: str) -> None:
+    run(ToyRecipe(steps=1), tmp_path)
+    path = tmp_path / STATE_FILE
+    state = torch.load(path, weights_only=True)
+    match spoil:
+        case "cut":
+            path.write_bytes(path.read_bytes()[:1000])
+        case "empty":
+            path.write_bytes(b"")
+        case "text":
+            path.write_text("not a state\n")
+        case "pickle":
+            path.write_bytes(pickle.dumps(Harm()))
+        case "list":
+            torch.save([1], path)
+        case "tensor":
+            torch.save(torch.zeros(3), path)
+        case "keys":
+            torch.save({"recipe": state["recipe"]}, path)
+        case _:
+            state["model"].popitem()
+            torch.save(state, path)
+    with pytest.raises(CheckpointError, match=r"state\.pt is damaged or no state") as caught:
         run(ToyRecipe(steps=1), tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_full_disk_keeps_the_state_before(tmp_path: Path) -> None:
+    run(ToyRecipe(), tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(report: StepReport) -> None:
+        if report.step == 1:  # files may grow no more from here on
+            resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+
+    (tmp_path / "cut").mkdir()
+    try:
+        with pytest.raises(CheckpointError, match=r"cannot write .*state\.pt: ") as caught:
+            run(ToyRecipe(), tmp_path / "cut", fill, save_every=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "\n" not in str(caught.value)
+    assert sorted(os.listdir(tmp_path / "cut")) == [LOG_FILE, STATE_FILE]
+    resumed = run(ToyRecipe(), tmp_path / "cut")
+    whole = torch.load(tmp_path / STATE_FILE, weights_only=True)["model"]
+    assert all(torch.equal(a, b) for a, b in zip(whole.values(), weights(resumed), strict=True))
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_numbers_that_are_not_finite_stop_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    def spoiled(model: Model, batch: Batch) -> torch.Tensor:
+        loss = loss_sum(model, batch)
+        if where == "loss":
+            return loss * float("nan")
+        weight = next(model.parameters())
+        return loss + (weight - weight).sqrt().sum()  # 0, with a slope of inf - inf
+
+    reports: list[StepReport] = []
+
+    def later(report: StepReport) -> None:
+        reports.append(report)
+        if report.step == 2:
+            monkeypatch.setattr("moonlet.train.loop.loss_sum", spoiled)
+
+    with pytest.raises(TrainingError, match=rf"step 3: .*{where}.* nan.*lower learning rate"):
+        run(ToyRecipe(), tmp_path, later, save_every=1)
+    assert [report.step for report in reports] == [0, 1, 2]
+    assert torch.load(tmp_path / STATE_FILE, weights_only=True)["done"] == 3
 
 
 def test_loss_covers_the_reply_and_padding_changes_nothing() -> None:

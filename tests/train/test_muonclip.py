@@ -199,3 +199,20 @@ def test_state_survives_a_round_trip() -> None:
         optimizer.step(0.01)
     for a, b in zip(one.parameters(), two.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_moments_are_saved_under_their_own_names() -> None:
+    """Also when a parameter got its first gradient after the others."""
+    model = Model(tiny())
+    optimizer = MuonClip(model)
+    late, *_ = optimizer.others
+    for seed in range(2):
+        with_gradients(model, seed)
+        if seed == 0:
+            optimizer.others[late].grad = None
+        optimizer.step(0.01)
+        saved = optimizer.state_dict()["adamw"]
+        assert (late in saved) == (seed == 1)
+        for name, moments in saved.items():
+            own = optimizer.adamw.state[optimizer.others[name]]
+            assert moments["exp_avg"] is own["exp_avg"], name

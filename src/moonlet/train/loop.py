@@ -9,22 +9,26 @@ Weights, gradients and products are float32: bfloat16 autocast was a fifth slowe
 million parameters on a CPU that has it. Only Newton-Schulz runs in bfloat16, as in Kimi's recipe.
 """
 
+import hashlib
 import json
+import math
 import os
+import pickle
 import signal
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import Field, asdict, dataclass, fields
 from pathlib import Path
-from typing import Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from moonlet.config import ModelConfig
-from moonlet.errors import CheckpointError
+from moonlet.errors import CheckpointError, TrainingError
 from moonlet.model import Model
 from moonlet.model.attention import LatentAttention
 from moonlet.train.batch import IGNORED, Batch, Example, micro_batches
@@ -32,10 +36,18 @@ from moonlet.train.muonclip import MuonClip
 from moonlet.train.schedule import wsd
 
 STATE_FILE, LOG_FILE = "state.pt", "log.jsonl"
+# The files in a recipe's folder that decide which ids and patches its examples become.
+DATA_FILES = ("tiktoken.model", "tokenizer_config.json", "preprocessor_config.json")
 
 
 class Recipe(Protocol):
-    """What to train and how: settings, and the data of every step."""
+    """What to train and how: settings, and the data of every step.
+
+    A dataclass whose fields decide the whole run, but for `folder`, if it has one: the place of the
+    DATA_FILES, of which only the content counts.
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
     @property
     def config(self) -> ModelConfig: ...
@@ -86,7 +98,9 @@ def run(
     """Train to the end of the recipe and return the model, in evaluation mode.
 
     `folder` receives the log and the state; a state found there is continued. Ctrl-C ends the current
-    step, saves and raises KeyboardInterrupt. Raises CheckpointError when the state is another recipe's.
+    step, saves and raises KeyboardInterrupt. Raises CheckpointError when the state is another recipe's or
+    damaged, or cannot be written, and TrainingError when the numbers are no longer finite; the last state
+    that was saved stays as it is.
     """
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(recipe.seed)
@@ -112,7 +126,10 @@ def run(
 
 
 def train_step(recipe: Recipe, model: Model, optimizer: MuonClip, step: int) -> StepReport:
-    """One optimizer step over all examples of `step`."""
+    """One optimizer step over all examples of `step`.
+
+    Raises TrainingError, before any weight changes, when the loss or its gradient is not finite.
+    """
     start = time.perf_counter()
     batches = micro_batches(recipe.examples(step), recipe.micro_batch_tokens)
     num_targets = sum(batch.num_targets for batch in batches)
@@ -121,7 +138,12 @@ def train_step(recipe: Recipe, model: Model, optimizer: MuonClip, step: int) -> 
         share = loss_sum(model, batch) / num_targets
         share.backward()
         loss += float(share.detach())
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
+    norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.max_grad_norm))
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise TrainingError(
+            f"step {step}: the loss is {loss} and the gradient norm {norm}, so the run cannot go on; "
+            "try a lower learning rate in another folder"
+        )
     lr = wsd(step, recipe.steps, recipe.peak_lr, recipe.warmup_steps, recipe.decay_steps)
     seen = optimizer.step(lr)
     optimizer.zero_grad()
@@ -129,7 +151,7 @@ def train_step(recipe: Recipe, model: Model, optimizer: MuonClip, step: int) -> 
         step=step,
         loss=loss,
         lr=lr,
-        grad_norm=float(norm),
+        grad_norm=norm,
         max_logit=seen["max_logit"],
         clipped_heads=int(seen["clipped_heads"]),
         max_violation=seen["max_violation"],
@@ -161,30 +183,60 @@ def _save(path: Path, recipe: Recipe, model: Model, optimizer: MuonClip, done: i
         "optimizer": optimizer.state_dict(),
     }
     beside = path.with_suffix(".tmp")
-    torch.save(state, beside)
-    os.replace(beside, path)
+    try:
+        with beside.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except (OSError, RuntimeError) as error:  # torch wraps what the disk says into words of its own
+        reason = getattr(error, "strerror", None) or "the disk may be full"
+        raise CheckpointError(f"cannot write {path}: {reason}; an earlier one is kept") from error
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def _resume(path: Path, recipe: Recipe, model: Model, optimizer: MuonClip) -> int:
     """Take up the state at `path` if there is one; returns how many steps are done."""
     if not path.exists():
         return 0
-    try:
+    with _told_if_damaged(path):
         state = torch.load(path, weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError) as error:
-        raise CheckpointError(f"{path} is damaged; remove it to train from the start") from error
-    if state["recipe"] != _identity(recipe):
+        found = state["recipe"]
+    if found != _identity(recipe):
         raise CheckpointError(
-            f"{path} is the state of another recipe; choose another folder or remove it"
+            f"{path} is the state of another recipe or other data; choose another folder or remove it"
         )
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    return state["done"]
+    with _told_if_damaged(path):
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        return state["done"]
+
+
+@contextmanager
+def _told_if_damaged(path: Path) -> Iterator[None]:
+    wrong = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, EOFError)
+    try:
+        with warnings.catch_warnings(
+            action="ignore"
+        ):  # of torch, about files that it did not write
+            yield
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+    except (*wrong, pickle.UnpicklingError) as error:
+        raise CheckpointError(
+            f"{path} is damaged or no state of a training run; remove it to train from the start"
+        ) from error
 
 
 def _identity(recipe: Recipe) -> str:
-    names = ("config", "seed", "steps", "peak_lr", "warmup_steps", "decay_steps", "weight_decay", "tau", "bias_rate", "max_grad_norm")  # fmt: skip
-    return repr({name: getattr(recipe, name) for name in names})
+    """What decides the run: every setting, and the content of the files behind the data."""
+    decides = {f.name: getattr(recipe, f.name) for f in fields(recipe) if f.name != "folder"}
+    folder: Path | None = getattr(recipe, "folder", None)
+    for path in [folder / name for name in DATA_FILES] if folder else []:
+        if path.exists():
+            decides[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return repr(decides)
 
 
 @contextmanager

@@ -116,8 +116,9 @@ class MuonClip:
 
     def state_dict(self) -> dict[str, Any]:
         """Momentum by parameter name (classic form, not the average), and AdamW's moments."""
-        moments = dict(zip(self.others, self.adamw.state.values(), strict=False))
-        return {"momentum": self.buffers, "adamw": {n: dict(s) for n, s in moments.items()}}
+        moments = self.adamw.state  # a parameter has an entry from its first gradient on
+        adamw = {name: dict(moments[p]) for name, p in self.others.items() if p in moments}
+        return {"momentum": self.buffers, "adamw": adamw}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up a state of the same model. Raises KeyError when a parameter is missing."""
