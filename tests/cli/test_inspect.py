@@ -13,6 +13,7 @@ from moonlet.config import preset, to_hf
 from tests.shared import SHARED, needs_shared
 
 CONFIGS = SHARED / "reference" / "configs"
+K25 = CONFIGS / "moonshotai--Kimi-K2.5.json"
 
 
 def inspected(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, Any]:
@@ -22,8 +23,9 @@ def inspected(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, Any]:
     return json.loads(out)
 
 
-def test_k25(capsys: pytest.CaptureFixture[str]) -> None:
-    found = inspected(capsys, "kimi-k2.5")
+@pytest.mark.parametrize("model", ["kimi-k2.5", pytest.param(str(K25), marks=needs_shared)])
+def test_k25(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    found = inspected(capsys, model)
     parameters, stored = found["parameters"], found["bytes"]
     text = parameters["language_model"]
     assert round(text["total"] / 1e9, 1) == 1026.4
@@ -71,8 +73,7 @@ def test_k25_needs_neither_torch_nor_memory() -> None:
         "peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)\n"
         "assert 'torch' not in sys.modules and peak < 2**30, peak"
     )
-    path = CONFIGS / "moonshotai--Kimi-K2.5.json"
-    argv = [sys.executable, "-c", code, "inspect", str(path), "--json"]
+    argv = [sys.executable, "-c", code, "inspect", str(K25), "--json"]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["model_type"] == "kimi_k25"
