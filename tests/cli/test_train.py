@@ -1,15 +1,23 @@
-"""`moonlet train`: prepares once, trains, exports; the recipe and the loop have tests of their own."""
+"""`moonlet train`: prepares once, trains, exports, goes on; the recipe and the loop have tests of their own."""
 
+import asyncio
 import json
+import os
+import signal
 from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from moonlet import train
+from moonlet.chat.messages import parse_messages
+from moonlet.chat.provider import ChatRequest, collect
 from moonlet.cli.main import main
+from moonlet.config import ModelConfig, preset
+from moonlet.engine import load
 from moonlet.nano import recipe as nano
 from moonlet.train import StepReport
 
@@ -66,3 +74,56 @@ def test_unknown_recipe(capsys: pytest.CaptureFixture[str]) -> None:
         main(["train", "k3", "--out", "x"])
     assert caught.value.code == 2
     assert "nano" in capsys.readouterr().err
+
+
+# The ids of nano's special tokens, since the tokenizer is nano's.
+TOKENS = {
+    name: getattr(preset("nano"), name)
+    for name in ("bos_token_id", "eos_token_ids", "pad_token_id", "media_placeholder_token_id")
+}
+
+
+@dataclass(frozen=True)
+class TinyRecipe(nano.Recipe):
+    """Two steps on a few examples. Ctrl-C is pressed in the first step, where `press` says so."""
+
+    steps: int = 2
+    cases_per_step: int = 3
+    warmup_steps: int = 1
+    decay_steps: int = 1
+    config: ModelConfig = field(
+        default_factory=lambda: replace(preset("tiny"), vocab_size=1024, **TOKENS)
+    )
+    press: ClassVar[bool] = False
+
+    def examples(self, step: int) -> Any:
+        if step == 0 and self.press:
+            os.kill(os.getpid(), signal.SIGINT)
+        return super().examples(step)
+
+
+def test_a_whole_run_with_an_interruption(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is replaced but the sizes: tokenizer, steps, checkpoint, and an answer from it."""
+    pytest.importorskip("sklearn")
+    monkeypatch.setattr(nano, "TOKENIZER_CASES", 300)
+    monkeypatch.setattr(nano, "Recipe", TinyRecipe)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert main(["train", "nano", "--out", str(whole)]) == 0
+    monkeypatch.setattr(TinyRecipe, "press", True)
+    assert main(["train", "nano", "--out", str(cut)]) == 130
+    assert not (cut / "model").exists()
+    monkeypatch.setattr(TinyRecipe, "press", False)
+    capsys.readouterr()
+    assert main(["train", "nano", "--out", str(cut), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    lines = [json.loads(line) for line in (cut / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 1]
+    assert document["loss"] == lines[1]["loss"]
+    for path in (whole / "model").iterdir():
+        assert path.read_bytes() == (cut / "model" / path.name).read_bytes(), path.name
+    provider = load(cut / "model", "trained")
+    asked = ChatRequest(parse_messages([{"role": "user", "content": "1+1?"}]), max_tokens=3)
+    assert asyncio.run(collect(provider.stream(asked))).usage.completion_tokens > 0
+    provider.close()
