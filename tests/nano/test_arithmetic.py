@@ -34,6 +34,9 @@ def test_every_line_of_the_steps_is_true(question: Sum) -> None:
         compared, pair = lines.pop(0).split(": ")
         for x, sign, y in re.findall(r"(\d)([<>=])(\d)", compared):
             assert sign == ("<" if x < y else ">" if x > y else "=")
+        signs = [sign for _, sign, _ in re.findall(r"(\d)([<>=])(\d)", compared)]
+        assert set(signs[:-1]) <= {"="}, "it goes on while digits are equal"
+        assert (signs[-1] == "=") == (question.a == question.b), "and up to the difference"
         assert ("-(" in pair) == (question.a < question.b)
         if pair == "0":
             assert question.a == question.b
@@ -52,6 +55,17 @@ def test_every_line_of_the_steps_is_true(question: Sum) -> None:
             assert (left, result) == ("1", "1" + so_far)
         so_far = result
     assert int(so_far) == abs(question.result)
+
+
+def test_the_format_is_the_one_of_the_module_docstring() -> None:
+    assert steps(Sum(347, 285, False)) == (
+        "347+285\n7+5=12: 2, carry 1\n4+8+1=13: 32, carry 1\n3+2+1=6: 632"
+    )
+    assert steps(Sum(285, 347, True)) == (
+        "285-347\n2<3: -(347-285)\n7-5=2: 2\n14-8=6: 62, borrow 1\n3-2-1=0: 062"
+    )
+    assert steps(Sum(99, 1, False)) == "99+01\n9+1=10: 0, carry 1\n9+0+1=10: 00, carry 1\n1: 100"
+    assert steps(Sum(7, 7, True)) == "7-7\n7=7: 0"
 
 
 def test_answers_show_the_result_with_its_sign() -> None:
