@@ -2,7 +2,7 @@
 
 import pytest
 
-from moonlet.chat import sandbox
+from moonlet.chat import meter
 from moonlet.chat.sandbox import MAX_SOURCE, SandboxedTemplate, SandboxError
 
 
@@ -46,7 +46,7 @@ HOSTILE = {
     "wide format": ("{{ '{:1000000000}'.format(1) }}", "too wide"),
     "wide format filter": ("{{ '%1000000000d' | format(1) }}", "too wide"),
     "wide json": ("{{ [1] | tojson(indent=1000000000) }}", NUMBER),
-    "tabs": ("{{ '\t'.expandtabs(9999) }}", "too wide"),
+    "tabs": ("{{ '\t'.expandtabs(9999) }}", "not allowed"),
     "power": ("{{ 9 ** 999999 }}", "exponent is too large"),
     "squares": (grow("{% set ns.s = ns.s * ns.s %}", "9"), NUMBER),
     "endless recursion": ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion"),
@@ -75,12 +75,106 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_templates(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sandbox, "MAX_WORK", 2**22)  # a second or two less for each
+    monkeypatch.setattr(meter, "MAX_WORK", 2**22)  # a second or two less for each
     source, message = HOSTILE[name]
     with pytest.raises(SandboxError, match=message) as caught:
         SandboxedTemplate(source).render(messages=[{"role": "user"}])
     assert len(str(caught.value)) < 250
     assert "\n" not in str(caught.value)
+
+
+def busy(statement: str, start: str = "'x' * 2 ** 20") -> str:
+    """`statement` as often as loops can repeat it; what it looks at is paid for once."""
+    loops = "{% for i in range(9999) %}{% for j in range(9999) %}"
+    ends = "{% endfor %}{% endfor %}"
+    return f"{{% set s = {start} %}}{{% set t = s ~ '' %}}{loops}{statement}{ends}"
+
+
+NESTED = grow("{% set ns.s = dict(a=ns.s, b=ns.s) %}", "'x' * 2 ** 20").replace("100", "16")
+EXPENSIVE = {
+    "in": busy("{% if 'y' in s %}{% endif %}"),
+    "equal": busy("{% if s == t %}{% endif %}"),
+    "test": busy("{% if s is lower %}{% endif %}"),
+    "test of equality": busy("{% if s is eq t %}{% endif %}"),
+    "test as an argument": busy("{{ s | select('lower') | list | length }}", "['x' * 999] * 999"),
+    "in a list": busy("{% if -1 in s %}{% endif %}", "range(9999) | list").replace(" ~ ''", ""),
+    "slice": busy("{% if s[1:] %}{% endif %}"),
+    "date": busy("{% set d = strftime_now('%c' * 50) %}"),
+    "filtered loop": busy("{% for k in range(9999) if false %}{% endfor %}"),
+    "long body": busy("{% if a %}{% endif %}" * 9999),
+    "sort": busy("{% set d = s | sort %}", "['x' * 999] * 999").replace(" ~ ''", ""),
+    "key": busy("{% set d = {}[s] %}", "(1,) * 9999").replace(" ~ ''", ""),
+    "join of a range": "{{ range(9999) | join('x' * 2 ** 20) }}",
+    "join of an iterator": "{{ ('x' * 2 ** 20).join(range(9999) | map('string')) }}",
+    "separators": "{{ range(9999) | list | tojson(separators=('x' * 2 ** 20, ':')) }}",
+    "text of a view": NESTED + "{{ ns.s.items() ~ '' }}",
+    "text of a refusal": NESTED + "{{ raise_exception(ns.s) }}",
+    "pieces": "{{ ('ab' * 2 ** 24).split('b') }}",
+}
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", EXPENSIVE)
+def test_everything_is_paid_for_with_the_real_budget(name: str) -> None:
+    template = SandboxedTemplate(EXPENSIVE[name])
+    with pytest.raises(SandboxError, match="more work"):
+        template.render()
+
+
+LOOKS = [
+    *("s[1:]", "s[:-1]", "'y' in s", "s in 'y'", "s < 'y'", "'y' < s", "1 < 2 == s", "{}[s]"),
+    *("s is lower", "s is in 'y'", "'y' is in s", "'y' is eq s", "{s: 1}", "s + 'y'", "s ~ 'y'"),
+    *("[s] | select('upper') | list", "strftime_now(s)", "[s]", "s | upper", "s.upper()"),
+]
+
+
+@pytest.mark.parametrize("expression", LOOKS)
+def test_looking_costs_what_there_is_to_see(
+    expression: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(meter, "MAX_WORK", 99_999)
+    template = SandboxedTemplate(f"{{% if {expression} %}}{{% endif %}}")
+    template.render(s="x" * 10)
+    with pytest.raises(SandboxError, match="more work"):
+        template.render(s="x" * 100_000)
+
+
+@pytest.mark.parametrize("expression", ["s is string", "s is defined", "not s", "s and s", "l[0]"])
+def test_what_takes_no_time_costs_little(expression: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meter, "MAX_WORK", 9999)
+    template = SandboxedTemplate(f"{{% if {expression} %}}{{% endif %}}")
+    template.render(s="x" * 10_000, l=[1] * 10_000)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("{{ strftime_now('%c' * 99) }}", "longer than 100"),
+        ("{{ ('<!---->' * 9) | striptags }}", "striptags is not allowed"),
+        ("{{ (('<!---->' * 9) | safe).striptags() }}", "striptags is not allowed"),
+        ("{{ ('{0:999}' * 9).format(1) }}", "too wide"),
+        ("{{ '%(a)999d' % {'a': 1} }}", "too wide"),
+    ],
+)
+def test_what_no_chat_template_needs(source: str, message: str) -> None:
+    with pytest.raises(SandboxError, match=message):
+        SandboxedTemplate(source).render()
+
+
+def test_the_clock_stops_a_render(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meter, "MAX_SECONDS", -1.0)
+    with pytest.raises(SandboxError, match="more work"):
+        SandboxedTemplate("{{ 1 }}").render()
+
+
+def test_numbers_are_not_sizes() -> None:
+    source = "{{ n }},{{ n + 1 }},{{ n == m }},{{ {'maximum': n} | tojson }},{{ 'In 2024 %s' % n }}"
+    text = SandboxedTemplate(source).render(n=2**62, m=2**62)
+    assert text == f'{2**62},{2**62 + 1},True,{{"maximum": {2**62}}},In 2024 {2**62}'
+
+
+def test_a_namespace_does_not_show_what_it_holds() -> None:
+    assert SandboxedTemplate("{{ namespace(a='secret') }}").render() == "<namespace>"
 
 
 def test_what_chat_templates_use() -> None:

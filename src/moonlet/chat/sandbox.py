@@ -1,14 +1,14 @@
 """Renders Jinja templates that nobody vouches for: no side effects, bounded work and output.
 
 jinja2's immutable sandbox forbids reaching Python's internals, but not `"x" * 10 ** 12` nor four
-nested loops. So every render has a budget of work: loops pay per round; operators, literals, methods,
-filters and outputs pay for the characters and items they may produce, before they produce them.
+nested loops. So every render has a budget of memory and of time (meter.py). Whatever makes or looks through
+texts and lists (loops, operators, comparisons, slices, literals, methods, filters, tests, outputs) pays
+for the characters and items before it touches them, and paying looks at the clock. What is free takes
+constant time, so that no more than a moment passes between two payments.
 """
 
 import json
-import re
-from collections.abc import Callable, Iterable
-from contextvars import ContextVar
+from collections.abc import Callable
 from datetime import datetime
 from functools import wraps
 from typing import Any, NoReturn
@@ -16,25 +16,22 @@ from typing import Any, NoReturn
 from jinja2 import TemplateError, nodes
 from jinja2.exceptions import SecurityError
 from jinja2.ext import loopcontrols
-from jinja2.runtime import Context
+from jinja2.runtime import Context, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
+
+from moonlet.chat import meter
+from moonlet.chat.meter import check_numbers, deep, factor, is_int, listed, look, size, spend
 
 MAX_SOURCE = 2**20  # characters; published chat templates have a few thousand
 MAX_OUTPUT = 2**25  # characters
-MAX_WORK = 2**28  # characters that may be produced, or their equivalent
-_ROUND = 300  # what a round of a loop or looking at an item costs besides, in the same unit
-_CALL = 1000  # what a call costs besides
-_MAX_NUMBER = 10**4  # as a width or a count; and decimal digits of a product are fewer
-_WIDE = re.compile(r"\d{5,}")
-# Filters that give back items of a list; any other would turn the list into text.
-_ON_LISTS = {
-    *("length", "count", "first", "last", "min", "max", "sum", "random", "default", "d", "attr"),
-    *("list", "map", "select", "selectattr", "reject", "rejectattr", "sort", "unique", "reverse"),
-    *("groupby", "batch", "slice", "dictsort", "items"),
+_MAX_DATE = 100  # characters of a date's format
+# Tests that look at the whole value; the others look at its type.
+_LOOKING = {
+    *("lower", "upper", "in", "==", "eq", "equalto", "!=", "ne", "<", "lt", "lessthan", "<=", "le"),
+    *(">", "gt", "greaterthan", ">=", "ge"),
 }
-
-_work: ContextVar[list[int]] = ContextVar("work")
 
 
 class SandboxError(Exception):
@@ -58,21 +55,19 @@ class SandboxedTemplate:
 
     def render(self, **variables: Any) -> str:
         """The output. Raises SandboxError for whatever happens in the template."""
-        token = _work.set([MAX_WORK])
         try:
-            pieces, size = [], 0
-            for piece in self._template.generate(**variables):
-                size += len(piece)
-                if size > MAX_OUTPUT:
-                    raise SandboxError(f"its output has more than {MAX_OUTPUT} characters")
-                pieces.append(piece)
-            return "".join(pieces)
+            with meter.budget():
+                pieces, length = [], 0
+                for piece in self._template.generate(**variables):
+                    length += len(piece)
+                    if length > MAX_OUTPUT:
+                        raise SandboxError(f"its output has more than {MAX_OUTPUT} characters")
+                    pieces.append(piece)
+                return "".join(pieces)
         except SandboxError:
             raise
         except Exception as error:  # a template may run into any exception of Python
             raise SandboxError(_sentence(error)) from error
-        finally:
-            _work.reset(token)
 
 
 class _Environment(ImmutableSandboxedEnvironment):
@@ -81,55 +76,82 @@ class _Environment(ImmutableSandboxedEnvironment):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.filters = {name: _paid(function, name) for name, function in self.filters.items()}
-        self.filters |= {"tojson": _tojson, "_rounds": _rounds, "_concat": _concat}
-        self.filters["_literal"] = _output
+        self.filters |= {"tojson": _tojson, "_rounds": meter.rounds, "_toll": meter.toll}
+        self.filters |= {"_concat": _concat, "_literal": _output, "_look": look, "_sliced": _sliced}
+        looking = {name: _looking(self.tests[name]) for name in _LOOKING}
+        self.tests = {name: _tolled(test) for name, test in self.tests.items()} | looking
         self.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
+        self.globals["namespace"] = _Namespace
         del self.globals["lipsum"]
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        if operator == "**" or (operator == "*" and _is_int(left) and _is_int(right)):
+        if operator == "**" or (operator == "*" and is_int(left) and is_int(right)):
             if not all(isinstance(n, int | float) and abs(n) < 2**63 for n in (left, right)):
                 raise SecurityError("a number is too large")
             if operator == "**" and abs(right) > 64:
                 raise SecurityError("an exponent is too large")
-        elif operator == "%" and isinstance(left, str) and (_WIDE.search(left) or "*" in left):
+        elif operator == "%" and isinstance(left, str) and (meter.WIDE.search(left) or "*" in left):
             raise SecurityError("a format is too wide")
         elif operator == "+":
-            _spend(_deep(left) + _deep(right))
+            spend(deep(left) + deep(right))
+        elif operator == "%":
+            spend(deep(left) * deep(right))
         else:
-            _spend(_deep(left) * _deep(right))
+            spend(factor(left) * factor(right))
         return super().call_binop(context, operator, left, right)
 
     def call(self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
-        """Methods pay for what they may produce; macros and globals pay a round."""
+        """Methods pay for what they may produce; macros and globals pay for their arguments."""
+        args, kwargs = tuple(map(listed, args)), {key: listed(kwargs[key]) for key in kwargs}
+        values = [*args, *kwargs.values()]
         method = getattr(__obj, "__wrapped__", __obj)  # jinja2 wraps str.format
         subject = getattr(method, "__self__", None)
         if isinstance(subject, str | bytes | list | tuple | dict):
-            _pay(getattr(method, "__name__", ""), subject, [*args, *kwargs.values()])
+            meter.pay(getattr(method, "__name__", ""), subject, values)
         else:
-            _spend(_CALL)
-            _check_numbers([*args, *kwargs.values()])
-            for value in [*args, *kwargs.values()]:
-                _deep(value)  # dict(a=x, b=x) doubles x; measuring it pays for its items
+            check_numbers(values)
+            sizes = sum(map(deep, values))  # dict(a=x, b=x) doubles x; `deep` pays for its items
+            spend(meter.CALL + (0 if isinstance(__obj, Macro) else sizes))
         return super().call(__context, __obj, *args, **kwargs)
 
 
+class _Namespace(Namespace):
+    """Without a text that would show all it holds, for which nobody has paid."""
+
+    def __repr__(self) -> str:
+        return "<namespace>"
+
+
 class _Metered(NodeTransformer):
-    """Rewrites a template so that loops, macros and `~` pay."""
+    """Rewrites a template so that loops, macros, comparisons, slices, literals and `~` pay."""
 
     def visit_For(self, node: nodes.For) -> nodes.For:
         if node.recursive:
             raise SecurityError("recursive loops are not allowed")
         self.generic_visit(node)
         cost = sum(len(data.data) for data in node.find_all(nodes.TemplateData))
-        node.iter = _filter(node.iter, "_rounds", nodes.Const(cost + _ROUND))
+        node.iter = _filter(node.iter, "_rounds", nodes.Const(cost))
         return node
 
     def visit_Macro(self, node: nodes.Macro) -> nodes.Macro:
         self.generic_visit(node)
         cost = sum(len(data.data) for data in node.find_all(nodes.TemplateData))
-        charge = _filter(nodes.List([nodes.Const("")]), "_rounds", nodes.Const(cost + _ROUND))
-        node.body = [nodes.ExprStmt(charge), *node.body]
+        node.body = [nodes.ExprStmt(_filter(nodes.Const(cost), "_toll")), *node.body]
+        return node
+
+    def visit_Compare(self, node: nodes.Compare) -> nodes.Compare:
+        self.generic_visit(node)
+        node.expr = _filter(node.expr, "_look")
+        for operand in node.ops:
+            operand.expr = _filter(operand.expr, "_look")
+        return node
+
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Getitem:
+        self.generic_visit(node)
+        if isinstance(node.arg, nodes.Slice):
+            node.node = _filter(node.node, "_sliced")
+        elif not isinstance(node.arg, nodes.Const):
+            node.arg = _filter(node.arg, "_look")  # a key is hashed
         return node
 
     def visit_List(self, node: nodes.List | nodes.Tuple | nodes.Dict) -> nodes.Expr:
@@ -149,30 +171,18 @@ def _filter(subject: nodes.Node, name: str, *args: nodes.Expr) -> nodes.Filter:
     return nodes.Filter(subject, name, list(args), [], None, None)
 
 
-def _spend(amount: int) -> None:
-    """Take from the budget. Without one (while compiling) it raises, which stops constant folding."""
-    left = _work.get()
-    left[0] -= amount
-    if left[0] < 0:
-        raise SecurityError("it does more work than any chat template needs")
-
-
-def _rounds(items: Iterable[Any], cost: int) -> list[Any]:
-    """The items of a loop as a list, paid for: `cost` for each."""
-    rounds = []
-    for item in items:
-        _spend(max(cost, _ROUND))  # a template may name this filter, too
-        rounds.append(item)
-    return rounds
+def _sliced(value: Any) -> Any:
+    spend(meter.LOOK + size(value))
+    return value
 
 
 def _concat(values: list[Any]) -> str:
-    _spend(_deep(values))
+    spend(deep(values))
     return "".join(map(str, values))
 
 
 def _output(value: Any) -> Any:
-    _spend(_deep(value))
+    spend(deep(value))
     return value
 
 
@@ -182,46 +192,28 @@ def _paid(function: Callable[..., Any], name: str) -> Callable[..., Any]:
 
     @wraps(function)
     def paid(*args: Any, **kwargs: Any) -> Any:
-        subject, *rest = args[passed:]
-        _pay(name, subject, [*rest, *kwargs.values()])
-        return function(*args, **kwargs)
+        subject, *rest = map(listed, args[passed:])
+        meter.pay(name, subject, [*rest, *kwargs.values()])
+        return function(*args[:passed], subject, *rest, **kwargs)
 
     return paid
 
 
-def _pay(name: str, subject: Any, args: list[Any]) -> None:
-    """The most that a method or filter may produce is its subject times its largest argument."""
-    if name == "expandtabs" or (name in ("format", "format_map") and _WIDE.search(str(subject))):
-        raise SecurityError(f"{name} is too wide")
-    _check_numbers(args)
-    size = _size(subject) if name in _ON_LISTS else _deep(subject)
-    _spend(_ROUND + size * max([1, *map(_deep, args)]))
+def _tolled(test: Callable[..., bool]) -> Callable[..., bool]:
+    @wraps(test)
+    def paid(*args: Any) -> bool:
+        spend(meter.LOOK)
+        return test(*args)
+
+    return paid
 
 
-def _check_numbers(args: list[Any]) -> None:
-    if any(_is_int(value) and abs(value) > _MAX_NUMBER for value in args):
-        raise SecurityError(f"a number is larger than {_MAX_NUMBER}")
+def _looking(test: Callable[..., bool]) -> Callable[..., bool]:
+    @wraps(test)
+    def paid(*args: Any) -> bool:
+        return test(*map(look, args))
 
-
-def _size(value: Any) -> int:
-    """Characters of a text, items of a list, the value of a number (a width or a count)."""
-    if isinstance(value, str | bytes | list | tuple | dict | set):
-        return len(value) + 1
-    return min(abs(value), MAX_WORK) if _is_int(value) else 16
-
-
-def _deep(value: Any) -> int:
-    """Like `_size` with all that a container holds, paying for each item that it looks at."""
-    if isinstance(value, dict):
-        value = [*value.keys(), *value.values()]
-    if not isinstance(value, list | tuple | set):
-        return _size(value)
-    _spend(_ROUND * len(value))
-    return sum(map(_deep, value), 2)
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return paid
 
 
 def _tojson(
@@ -232,8 +224,9 @@ def _tojson(
     sort_keys: bool = False,
 ) -> str:
     """As transformers gives it to chat templates: no HTML escapes, non-ASCII kept."""
-    _check_numbers([indent])
-    _spend(_deep(value) * max(1, indent or 1))
+    check_numbers([indent])
+    repeated = [factor(option) for option in (indent, separators) if option is not None]
+    spend(deep(value) * max([1, *repeated]))
     text = json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
@@ -245,6 +238,8 @@ def _raise_exception(message: Any) -> NoReturn:
 
 
 def _strftime_now(style: str) -> str:
+    if len(style) > _MAX_DATE:
+        raise SecurityError(f"a date's format is longer than {_MAX_DATE} characters")
     return datetime.now().strftime(style)
 
 
