@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from moonlet.chat import images
-from moonlet.chat.images import load_image, load_video
+from moonlet.chat.images import load_image, open_video
 from moonlet.errors import MediaError
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
@@ -90,10 +90,27 @@ def test_the_first_frame_of_a_gif() -> None:
     frames = [Image.new("RGB", (2, 2), colour) for colour in (RED, BLUE)]
     data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:], duration=500)
     assert load_image(data).getpixel((0, 0)) == RED
-    loaded, fps = load_video(data_url(data))
-    assert [frame.getpixel((0, 0)) for frame in loaded] == [RED, BLUE]
-    assert fps == 2.0
-    assert load_video(encoded(PICTURE)) [1] == 10.0  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP"])
+def test_a_video_decodes_the_frames_asked_for(kind: str) -> None:
+    shades = [0, 50, 100, 150, 200]
+    frames = [Image.new("RGB", (5, 7), (shade,) * 3) for shade in shades]
+    times = [100, 200, 300, 400, 500]
+    data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], duration=times)
+    video = open_video(data_url(data))
+    assert (video.width, video.height, video.count) == (5, 7, 5)
+    assert video.fps == pytest.approx(5 / 1.5)
+    chosen = list(video.frames([1, 4]))
+    assert [np.asarray(frame)[0, 0, 0] for frame in chosen] == pytest.approx([50, 200], abs=3)
+    assert all(frame.mode == "RGB" for frame in chosen)
+
+
+def test_a_still_is_a_video_of_one_frame() -> None:
+    for kind in ("PNG", "JPEG", "WEBP", "GIF"):
+        video = open_video(encoded(PICTURE, kind))
+        assert (video.count, video.fps) == (1, 10.0)
+        assert len(list(video.frames([0]))) == 1
 
 
 def vp8x(width: int, height: int) -> bytes:
@@ -162,7 +179,7 @@ def test_hostile_pictures(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     source, message = HOSTILE[name]
     if "pixels" in message:  # must be refused from the header alone
         monkeypatch.setattr(images, "_to_rgb", lambda image: pytest.fail("it was decoded"))
-    for load in (load_image, load_video):
+    for load in (load_image, lambda source: list(open_video(source).frames([0]))):
         with pytest.raises(MediaError, match=message):
             load(source)
 
@@ -183,7 +200,7 @@ def test_too_many_pixels_in_a_video(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
     monkeypatch.setattr(images, "MAX_VIDEO_PIXELS", 499)
     with pytest.raises(MediaError, match="5 frames of 10 x 10"):
-        load_video(data)
+        open_video(data)
 
 
 @given(

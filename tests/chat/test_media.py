@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,12 @@ from PIL import Image
 from moonlet.chat.media import (
     MediaLimits,
     image_item,
+    image_tokens,
     resized,
     sampled_frames,
     timestamp,
     video_items,
+    video_tokens,
 )
 from moonlet.errors import ConfigError, MediaError, NotSupportedError
 from tests.shared import golden, needs_shared
@@ -55,10 +59,13 @@ def test_golden_sizes() -> None:
             wanted = case[name]
             size = resized(case["width"], case["height"], limit, K25)
             assert size == (wanted["new_w"], wanted["new_h"])
+            limits = MediaLimits(image_patches=limit)
+            assert image_tokens(case["width"], case["height"], limits) == wanted["tokens"]
+            assert image_tokens(case["height"], case["width"], limits) == wanted["tokens"]
             if case["width"] * case["height"] > 4_000_000:
                 continue  # the grid follows from the size; skipping saves memory
             image = Image.new("RGB", (case["width"], case["height"]))
-            item = image_item(image, MediaLimits(image_patches=limit))
+            item = image_item(image, limits)
             assert item.grid == (1, wanted["grid_h"], wanted["grid_w"])
             assert item.num_tokens == wanted["tokens"]
             assert item.patches.shape == (wanted["grid_h"] * wanted["grid_w"], 3, 14, 14)
@@ -102,8 +109,36 @@ def frames(count: int, size: tuple[int, int] = (30, 30)) -> list[Image.Image]:
     return [Image.new("RGB", size, (index, 0, 0)) for index in range(count)]
 
 
+@dataclass
+class Film:
+    """A video in memory that remembers what was decoded."""
+
+    pictures: list[Image.Image]
+    fps: float
+    decoded: list[int] = field(default_factory=list)
+
+    @property
+    def width(self) -> int:
+        return self.pictures[0].width
+
+    @property
+    def height(self) -> int:
+        return self.pictures[0].height
+
+    @property
+    def count(self) -> int:
+        return len(self.pictures)
+
+    def frames(self, chosen: Iterable[int]) -> Iterator[Image.Image]:
+        for index in chosen:
+            self.decoded.append(index)
+            yield self.pictures[index]
+
+
 def test_chunks_of_a_video() -> None:
-    items = video_items(frames(90), 30.0, K25)
+    film = Film(frames(90), 30.0)
+    items = video_items(film, K25)
+    assert film.decoded == [0, 18, 36, 53, 71, 89]
     assert sampled_frames(90, 30.0, K25) == [0, 18, 36, 53, 71, 89]
     assert [(stamp, item.grid) for stamp, item in items] == [
         ("00:00:00.000", (4, 4, 4)),
@@ -140,21 +175,18 @@ def test_timestamps_are_truncated() -> None:
 
 
 def test_frames_have_their_own_limit() -> None:
-    ((_, item),) = video_items(frames(1, (1792, 1792)), 1.0, K25)
+    film = Film(frames(1, (1792, 1792)), 1.0)
+    ((_, item),) = video_items(film, K25)
+    assert video_tokens(film, K25) == item.num_tokens
     assert item.grid == (1, 64, 64)
 
 
-@pytest.mark.parametrize("fps", [0.0, -1.0, float("nan"), float("inf")])
-def test_impossible_frame_rates(fps: float) -> None:
-    with pytest.raises(MediaError, match="frame rate"):
-        video_items(frames(2), fps, K25)
-
-
-def test_unusable_frames() -> None:
-    with pytest.raises(MediaError, match="no frames"):
-        video_items([], 1.0, K25)
-    with pytest.raises(MediaError, match="same size"):
-        video_items(frames(1) + frames(1, (5, 5)), 1.0, K25)
+def test_tokens_are_known_before_decoding() -> None:
+    for count in (1, 4, 5, 23):
+        film = Film(frames(count, (60, 30)), 2.0)
+        tokens = video_tokens(film, K25)
+        assert not film.decoded
+        assert tokens == sum(item.num_tokens for _, item in video_items(film, K25))
 
 
 # Limits

@@ -226,6 +226,30 @@ def test_where_generation_starts(tokenizer: Tokenizer) -> None:
     assert not k2_thinking.starts_in_reasoning(True)
 
 
+def test_reasoning_and_instant_mode(tokenizer: Tokenizer) -> None:
+    conversation = [Message("user", (TextPart("x"),))]
+    styles = {"k2.5": (True, True), "k2-thinking": (True, False), "k2": (False, True)}
+    for style, wanted in styles.items():
+        template = ChatTemplate(tokenizer, style)  # type: ignore[arg-type]
+        assert (template.reasons, template.has_instant_mode) == wanted
+        template.render(conversation, thinking=True)
+        if template.has_instant_mode:
+            template.render(conversation, thinking=False)
+    with pytest.raises(PromptError, match="no instant mode") as caught:
+        ChatTemplate(tokenizer, "k2-thinking").render(conversation, thinking=False)
+    assert caught.value.param == "thinking"
+
+
+def test_what_it_reads(tokenizer: Tokenizer) -> None:
+    for style, limits, reads in (
+        ("k2.5", MediaLimits(), True),
+        ("k2.5", None, False),
+        ("k2", MediaLimits(), False),
+    ):
+        template = ChatTemplate(tokenizer, style, limits)  # type: ignore[arg-type]
+        assert (template.reads_images, template.reads_video) == (reads, reads)
+
+
 def test_unknown_style(tokenizer: Tokenizer) -> None:
     with pytest.raises(NotSupportedError, match=r"'k3' is not one of k2\.5"):
         ChatTemplate(tokenizer, "k3")  # type: ignore[arg-type]

@@ -3,8 +3,9 @@
 messages   OpenAI-shaped dicts -> frozen messages
 tokenizer  text <-> ids; user text never becomes a special id
 template   messages -> prompt ids, native (tools_typescript declares the tools)
-jinja      the same by a checkpoint's own template, run in `sandbox`
-media      pictures and frames -> patches (images opens data URLs)
+jinja      the same by a checkpoint's own template, run in `sandbox` (meter keeps its budget)
+media      pictures and frames -> patches
+images     data URLs and bytes -> pictures (headers reads sizes, attachments adds them up first)
 parser     generated ids -> events
 provider   the protocol that servers, agents and engines share; `fake` scripts it for tests
 """

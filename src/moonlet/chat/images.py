@@ -1,17 +1,22 @@
 """Pictures from requests: a data URL or bytes becomes an RGB image, or one MediaError.
 
 Nothing here trusts the file. Its size in bytes is checked before decoding base64, its size in
-pixels before decoding the picture, and whatever the decoder does on a damaged file is one error.
+pixels, frames and scans before decoding the picture (so a caller can add up many files first), and
+whatever the decoder does on a damaged file is one error.
 """
 
 import base64
 import binascii
 import io
-import struct
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from moonlet.chat.headers import frame_times, jpeg_scans, webp_size
 from moonlet.errors import MediaError
 
 MAX_BYTES = 50 * 2**20
@@ -19,48 +24,105 @@ MAX_PIXELS = 2**26  # 8192 x 8192; decoding takes up to about 600 MB
 MAX_VIDEO_PIXELS = 2**27  # all frames together, 400 MB
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 
+_USUAL_SCANS = 16  # of a progressive JPEG, at most; this many count as one pass over the pixels
 _NOT_AN_IMAGE = "The image is not a readable PNG, JPEG, WebP or GIF file"
 
 
-def load_image(source: str | bytes) -> Image.Image:
-    """The picture of a data URL or of a file's bytes: RGB, upright, the first frame of a GIF.
+@dataclass(frozen=True)
+class Picture:
+    """A picture of which only the header was read; its size is within the limits."""
 
-    Raises MediaError when it cannot be used.
-    """
-    image = _open(_bytes_of(source))
-    try:
-        image.load()
-        _check_pixels(image.width, image.height)  # a GIF's first frame may exceed its header
-        return _to_rgb(ImageOps.exif_transpose(image))
-    except MediaError:
-        raise
-    except Exception as error:  # decoders raise anything from KeyError to SyntaxError
-        raise MediaError(f"{_NOT_AN_IMAGE}: {error or type(error).__name__}.") from error
+    data: bytes
+    width: int
+    height: int
+    work: int  # pixels that decoding goes over
 
-
-def load_video(source: str | bytes) -> tuple[list[Image.Image], float]:
-    """The frames of an animated GIF or WebP and their mean rate in frames per second.
-
-    Raises MediaError for anything else: moonlet ships no decoder for other video formats.
-    """
-    image = _open(_bytes_of(source))
-    try:
-        count = getattr(image, "n_frames", 1)
-        _check_video(count, image.width, image.height, count * image.width * image.height)
-        frames, milliseconds, pixels = [], 0.0, 0
-        for index in range(count):
-            image.seek(index)
+    def load(self) -> Image.Image:
+        """RGB, upright, the first frame of a GIF. Raises MediaError when it cannot be decoded."""
+        with _decoding():
+            image = _open(self.data)
             image.load()
-            pixels += image.width * image.height  # frames of a GIF may exceed its header
-            _check_video(count, image.width, image.height, pixels)
-            frames.append(_to_rgb(image.copy()))
-            milliseconds += max(float(image.info.get("duration", 0)), 0)
+            return _to_rgb(ImageOps.exif_transpose(image))
+
+
+@dataclass(frozen=True)
+class Video:
+    """An animated GIF or WebP of which only the headers were read, within the limits."""
+
+    data: bytes
+    width: int
+    height: int
+    count: int  # frames
+    fps: float  # the mean
+
+    @property
+    def work(self) -> int:
+        return self.count * self.width * self.height
+
+    def frames(self, chosen: Iterable[int]) -> Iterator[Image.Image]:
+        """The frames of these ascending numbers, in RGB, one at a time.
+
+        Raises MediaError when one cannot be decoded.
+        """
+        with _decoding():
+            image, following = _open(self.data), 0
+            for index in chosen:
+                for step in range(following, index + 1):  # frames change the one before them
+                    image.seek(step)
+                    if image.size != (self.width, self.height):
+                        raise MediaError("The frames of a video must all have the same size.")
+                following = index + 1
+                image.load()
+                yield _to_rgb(image.copy())
+
+
+def open_picture(source: str | bytes) -> Picture:
+    """The picture of a data URL or of a file's bytes, not decoded yet.
+
+    Raises MediaError when it is no picture or too large.
+    """
+    data = _bytes_of(source)
+    scans = jpeg_scans(data)
+    image = _open(data)
+    work = image.width * image.height * max(1, math.ceil(scans / _USUAL_SCANS))
+    return Picture(data, image.width, image.height, work)
+
+
+def open_video(source: str | bytes) -> Video:
+    """The video of a data URL or of a file's bytes, not decoded yet.
+
+    Raises MediaError for anything but an animated GIF or WebP (or a still picture, a single frame):
+    moonlet ships no decoder for other video formats.
+    """
+    data = _bytes_of(source)
+    jpeg_scans(data)
+    with _decoding():
+        times = frame_times(data)
+    image, count = _open(data), len(times)
+    if count * image.width * image.height > MAX_VIDEO_PIXELS:
+        raise MediaError(
+            f"The video has {count} frames of {image.width} x {image.height} pixels, "
+            f"{MAX_VIDEO_PIXELS} pixels in all are allowed."
+        )
+    # Files without durations are shown at 10 frames per second by every browser.
+    fps = 1000 * count / sum(times) if any(times) else 10.0
+    return Video(data, image.width, image.height, count, fps)
+
+
+def load_image(source: str | bytes) -> Image.Image:
+    """The decoded picture of a data URL or of a file's bytes. Raises MediaError."""
+    return open_picture(source).load()
+
+
+@contextmanager
+def _decoding() -> Iterator[None]:
+    """Turns whatever a decoder raises, from KeyError to SyntaxError, into a MediaError."""
+    try:
+        yield
     except MediaError:
         raise
-    except Exception as error:  # as above
+    except Exception as error:
         raise MediaError(f"{_NOT_AN_IMAGE}: {error or type(error).__name__}.") from error
-    # Files without durations are shown at 10 frames per second by every browser.
-    return frames, 1000 * count / milliseconds if milliseconds else 10.0
 
 
 def _bytes_of(source: str | bytes) -> bytes:
@@ -95,12 +157,12 @@ def _decode_data_url(url: str) -> bytes:
 
 def _open(data: bytes) -> Image.Image:
     """The file with only its header read, within the limit of pixels."""
-    _check_pixels(*_webp_size(data))  # opening a WebP file already allocates its canvas
+    _check_pixels(*webp_size(data))  # opening a WebP file already allocates its canvas
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise MediaError(f"The image has more than the {MAX_PIXELS} pixels allowed.") from error
-    except Exception as error:  # as above
+    except Exception as error:  # decoders raise anything
         raise MediaError(f"{_NOT_AN_IMAGE}.") from error
     _check_pixels(image.width, image.height)
     return image
@@ -111,27 +173,6 @@ def _check_pixels(width: int, height: int) -> None:
         raise MediaError(
             f"The image has {width} x {height} pixels, {MAX_PIXELS} in all are allowed."
         )
-
-
-def _check_video(count: int, width: int, height: int, pixels: int) -> None:
-    if pixels > MAX_VIDEO_PIXELS:
-        raise MediaError(
-            f"The video has {count} frames of {width} x {height} pixels, "
-            f"{MAX_VIDEO_PIXELS} pixels in all are allowed."
-        )
-
-
-def _webp_size(data: bytes) -> tuple[int, int]:
-    """Width and height from the header of a WebP file, (0, 0) for any other."""
-    if data[:4] != b"RIFF" or data[8:12] != b"WEBP" or len(data) < 30:
-        return 0, 0
-    if data[12:16] == b"VP8X":
-        return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
-    if data[12:16] == b"VP8L":
-        (bits,) = struct.unpack_from("<I", data, 21)
-        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
-    width, height = struct.unpack_from("<HH", data, 26)
-    return width & 0x3FFF, height & 0x3FFF
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

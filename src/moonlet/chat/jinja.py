@@ -9,9 +9,11 @@ so that every special token in the output is the template's own, and changed bac
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from moonlet.chat.attachments import open_media
 from moonlet.chat.media import MediaItem, MediaLimits
 from moonlet.chat.messages import ImagePart, Message, TextPart, parse_messages
 from moonlet.chat.sandbox import MAX_SOURCE, SandboxedTemplate, SandboxError
@@ -23,8 +25,9 @@ from moonlet.chat.template import (
     Segment,
     Special,
     Template,
+    check_thinking,
     encode_segments,
-    part_segments,
+    media_segments,
     tools_text,
 )
 from moonlet.chat.tokenizer import Tokenizer
@@ -33,24 +36,31 @@ from moonlet.errors import MediaError, MoonletError, PromptError, TokenizerError
 VIDEO_PLACEHOLDER = "<|kimi_k25_video_placeholder|>"
 
 
-def load_template(folder: str | Path, tokenizer: Tokenizer) -> Template:
+def load_template(
+    folder: str | Path, tokenizer: Tokenizer, max_tokens: int | None = None
+) -> Template:
     """The template of a checkpoint folder: native where that gives the same text, else its own.
 
+    `max_tokens` is the model's context: media that take more are refused before decoding them.
     Raises PromptError for a template that cannot be compiled, TokenizerError or ConfigError for
     damaged files beside it.
     """
     folder = Path(folder)
     limits = MediaLimits.from_folder(folder)
+    if limits is not None and max_tokens is not None:
+        limits = replace(limits, max_tokens=max_tokens)
     source = _read_source(folder)
     if source is None:
         style = "k2.5" if "<think>" in tokenizer.special else "k2"
         return ChatTemplate(tokenizer, style, limits)
     own = JinjaTemplate(source, tokenizer, limits)
-    for style in STYLES:
-        native = ChatTemplate(tokenizer, style, limits)
-        if _probe(native) == _probe(own):
-            return native
-    return own
+    natives = [ChatTemplate(tokenizer, style, limits) for style in STYLES]
+    for probe in _PROBES:
+        text = _probe(own, *probe)
+        natives = [native for native in natives if _probe(native, *probe) == text]
+        if not natives:
+            return own
+    return natives[0]
 
 
 class JinjaTemplate:
@@ -65,6 +75,8 @@ class JinjaTemplate:
             raise PromptError(f"The checkpoint's chat template is not usable: {error}.") from error
         self.tokenizer = tokenizer
         self.limits = limits
+        self.reads_images = limits is not None and MEDIA_PAD in source
+        self.reads_video = limits is not None and VIDEO_PLACEHOLDER in source
         # Only K2.5's templates know TypeScript; their tool lists have sorted keys.
         self._wants_typescript = "tools_ts_str" in source
         longest_first = sorted(tokenizer.special, key=len, reverse=True)
@@ -72,6 +84,14 @@ class JinjaTemplate:
         self._marks = re.compile("(" + "|".join(map(re.escape, marks)) + ")")
         # Letters and digits stay: templates look at names, and no mark consists of them alone.
         self._guarded = sorted({c for mark in marks for c in mark if not c.isalnum() and c != "_"})
+        self.reasons = "<think>" in tokenizer.special and "<think>" in source
+        self.has_instant_mode = True  # so that the probe below is not refused
+        texts = {thinking: _probe(self, _HELLO, None, thinking) for thinking in (True, False)}
+        self.has_instant_mode = not self.reasons or texts[True] != texts[False]
+        self._opened = {
+            thinking: self.reasons and (text or "").rstrip().endswith("<think>")
+            for thinking, text in texts.items()
+        }
 
     def render(
         self,
@@ -81,7 +101,8 @@ class JinjaTemplate:
         preserve_thinking: bool = False,
     ) -> Prompt:
         """Raises PromptError or MediaError, with `param`, for what cannot be rendered."""
-        media = _open_media(messages, self.limits)
+        check_thinking(self, thinking)
+        media = [media_segments(opened) for opened in open_media(messages, self.limits)]
         variables = {
             "messages": [_as_dict(message) for message in messages],
             "tools": tools or None,
@@ -103,11 +124,8 @@ class JinjaTemplate:
         return encode_segments(self._segments(pieces, media), self.tokenizer)
 
     def starts_in_reasoning(self, thinking: bool) -> bool:
-        """Whether the prompt ends inside an open think block, found by rendering one."""
-        prompt = self.render([Message("user", (TextPart("x"),))], thinking=thinking)
-        end = self.tokenizer.special.get("<think>")
-        tail = [i for i in prompt.token_ids[-4:] if i >= self.tokenizer.vocab_size - 256]
-        return end is not None and tail[-1:] == [end]
+        """Whether the prompt ends inside an open think block."""
+        return self._opened[thinking]
 
     def _pieces(self, variables: dict[str, Any], flags: dict[str, Any]) -> list[str]:
         """The output cut at its marks: text, mark, text, ..., text."""
@@ -120,8 +138,10 @@ class JinjaTemplate:
         if "".join(pieces) == plain:
             return pieces
         # The template looked into the text, for example to escape it. Then the plain output counts,
-        # provided that users' text added no mark to it.
-        if self._marks.findall(plain) == self._marks.findall(guarded):
+        # provided that users' text added no mark to it; equal marks alone would not tell whose
+        # they are, as in a template that leaves out its own where a text ends in one.
+        harmless = not any(map(self._marks.search, _strings(variables)))
+        if harmless and self._marks.findall(plain) == self._marks.findall(guarded):
             return self._marks.split(plain)
         raise PromptError(
             "The conversation holds text that the checkpoint's chat template would take for "
@@ -155,20 +175,6 @@ class JinjaTemplate:
                 yield Special(piece)
         if next(waiting, None) is not None:
             raise MediaError("The checkpoint's chat template has no place for images here.")
-
-
-def _open_media(messages: Sequence[Message], limits: MediaLimits | None) -> list[list[Segment]]:
-    """The segments of every image and video, in the order of the conversation."""
-    opened = []
-    for index, message in enumerate(messages):
-        for number, part in enumerate(message.parts):
-            if not isinstance(part, TextPart):
-                try:
-                    opened.append(part_segments([part], limits, ""))
-                except MediaError as error:
-                    where = f"messages[{index}].content[{number}]"
-                    raise MediaError(error.message, where) from error
-    return opened
 
 
 def _as_dict(message: Message) -> dict[str, Any]:
@@ -212,10 +218,16 @@ def _map_strings(value: Any, change: Callable[[str], str]) -> Any:
     return value
 
 
+def _strings(value: Any) -> list[str]:
+    """Every string in it, keys too."""
+    found: list[str] = []
+    _map_strings(value, lambda text: found.append(text) or text)
+    return found
+
+
 def _private_characters(variables: Any, guarded: list[str]) -> dict[str, str]:
     """For each guarded character one of the private use areas that no string contains."""
-    used: set[str] = set()
-    _map_strings(variables, lambda text: used.update(text) or text)
+    used = set().union(*_strings(variables))
     free = (chr(code) for code in range(0xE000, 0xF900) if chr(code) not in used)
     found = dict(zip(guarded, free, strict=False))
     if len(found) < len(guarded):
@@ -244,16 +256,14 @@ def _read_source(folder: Path) -> str | None:
     return template if isinstance(template, str) else None
 
 
-def _probe(template: Template) -> list[str | None]:
-    """Texts of conversations that between them use everything in which the styles differ."""
-    texts: list[str | None] = []
-    for messages, tools in _PROBES:
-        for thinking in (True, False):
-            try:
-                texts.append(template.render(messages, tools, thinking).text)
-            except MoonletError:
-                texts.append(None)
-    return texts
+def _probe(
+    template: Template, messages: list[Message], tools: list[dict[str, Any]] | None, thinking: bool
+) -> str | None:
+    """The text of a prompt, None where the template refuses."""
+    try:
+        return template.render(messages, tools, thinking).text
+    except MoonletError:
+        return None
 
 
 _CALL = {
@@ -279,8 +289,10 @@ _TOOLS = [
         "type": "function",
     }
 ]
+_HELLO = parse_messages([{"role": "user", "content": "hi"}])
+# Conversations that between them use everything in which the styles differ.
 _PROBES = [
-    (parse_messages(raw), tools)
+    (parse_messages(raw), tools, thinking)
     for raw, tools in (
         ([{"role": "user", "content": "hi"}], None),
         ([{"role": "system", "content": "s"}, {"role": "user", "content": "hi"}], _TOOLS),
@@ -288,4 +300,5 @@ _PROBES = [
         ([*_DONE, *_CYCLE, _RESULT], _TOOLS),
         ([*_DONE, {"role": "user", "content": "hi"}, *_DONE, *_CYCLE], None),
     )
+    for thinking in (True, False)
 ]

@@ -8,10 +8,10 @@ resize bicubically, pad with black to whole 2 x 2 blocks of patches, normalise, 
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -38,7 +38,7 @@ class MediaItem:
     def num_tokens(self) -> int:
         """Positions in the prompt: 2 x 2 patches make one, frames of a chunk are averaged."""
         _, h, w = self.grid
-        return (h // MERGE) * (w // MERGE)
+        return _num_tokens(h, w)
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,8 @@ class MediaLimits:
     sample_fps: float = 2.0
     chunk_frames: int = 4
     max_frames: int | None = None
+    # Not from the file: what all media of a conversation may take together, K2.5's context.
+    max_tokens: int = 262_144
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> "MediaLimits | None":
@@ -83,34 +85,50 @@ class MediaLimits:
         )
 
 
+class Film(Protocol):
+    """A video as its processing sees it; `frames` decodes those of the given ascending numbers."""
+
+    @property
+    def width(self) -> int: ...
+    @property
+    def height(self) -> int: ...
+    @property
+    def count(self) -> int: ...
+    @property
+    def fps(self) -> float: ...
+    def frames(self, chosen: Iterable[int]) -> Iterator[Image.Image]: ...
+
+
 def image_item(image: Image.Image, limits: MediaLimits) -> MediaItem:
     """One image as patches. Raises MediaError when Kimi-VL would refuse its shape."""
     patches, h, w = _patches(image, limits.image_patches, limits)
     return MediaItem(patches, (1, h, w))
 
 
-def video_items(
-    frames: Sequence[Image.Image], fps: float, limits: MediaLimits
-) -> list[tuple[str, MediaItem]]:
-    """Chunks of a video, each with the timestamp (HH:MM:SS.mmm) of its first frame.
+def image_tokens(width: int, height: int, limits: MediaLimits) -> int:
+    """`num_tokens` of an image of this size, without decoding it; turning it changes nothing."""
+    return _num_tokens(*_grid(width, height, limits.image_patches, limits))
 
-    `fps` is the rate of `frames`. Raises MediaError when they are unusable.
-    """
-    if not frames:
-        raise MediaError("The video has no frames.")
-    if not (math.isfinite(fps) and fps > 0):
-        raise MediaError(f"The frame rate of a video must be positive, not {fps}.")
-    if len({frame.size for frame in frames}) > 1:
-        raise MediaError("The frames of a video must all have the same size.")
-    chosen = sampled_frames(len(frames), fps, limits)
+
+def video_items(video: Film, limits: MediaLimits) -> list[tuple[str, MediaItem]]:
+    """Chunks of a video, each with the timestamp (HH:MM:SS.mmm) of its first frame."""
+    chosen = sampled_frames(video.count, video.fps, limits)
+    frames = video.frames(chosen)
     items = []
     for begin in range(0, len(chosen), limits.chunk_frames):
         chunk = chosen[begin : begin + limits.chunk_frames]
-        cut = [_patches(frames[index], limits.frame_patches, limits) for index in chunk]
+        cut = [_patches(next(frames), limits.frame_patches, limits) for _ in chunk]
         _, h, w = cut[0]
         item = MediaItem(np.concatenate([patches for patches, _, _ in cut]), (len(chunk), h, w))
-        items.append((timestamp(chunk[0], fps), item))
+        items.append((timestamp(chunk[0], video.fps), item))
     return items
+
+
+def video_tokens(video: Film, limits: MediaLimits) -> int:
+    """The sum of `num_tokens` over the chunks of a video, without decoding it."""
+    frames = len(sampled_frames(video.count, video.fps, limits))
+    grid = _grid(video.width, video.height, limits.frame_patches, limits)
+    return math.ceil(frames / limits.chunk_frames) * _num_tokens(*grid)
 
 
 def sampled_frames(count: int, fps: float, limits: MediaLimits) -> list[int]:
@@ -148,6 +166,16 @@ def resized(width: int, height: int, patch_limit: int, limits: MediaLimits) -> t
 
 def _padded(size: int) -> int:
     return -(-size // BLOCK) * BLOCK
+
+
+def _grid(width: int, height: int, patch_limit: int, limits: MediaLimits) -> tuple[int, int]:
+    """Rows and columns of patches of a frame of this size."""
+    width, height = resized(width, height, patch_limit, limits)
+    return _padded(height) // PATCH, _padded(width) // PATCH
+
+
+def _num_tokens(h: int, w: int) -> int:
+    return (h // MERGE) * (w // MERGE)
 
 
 def _patches(

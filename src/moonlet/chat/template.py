@@ -13,12 +13,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from moonlet.chat.images import load_image, load_video
-from moonlet.chat.media import MediaItem, MediaLimits, image_item, video_items
-from moonlet.chat.messages import ImagePart, Message, Part, TextPart, VideoPart
+from moonlet.chat.attachments import Opened, open_media
+from moonlet.chat.media import MediaItem, MediaLimits
+from moonlet.chat.messages import Message, TextPart
 from moonlet.chat.tokenizer import Tokenizer
 from moonlet.chat.tools_typescript import declare_tools, sort_keys
-from moonlet.errors import MediaError, NotSupportedError, PromptError
+from moonlet.errors import NotSupportedError, PromptError
 
 Style = Literal["k2.5", "k2-thinking", "k2"]
 STYLES: tuple[Style, ...] = ("k2.5", "k2-thinking", "k2")
@@ -49,6 +49,22 @@ class Prompt:
 class Template(Protocol):
     """What turns a conversation into a prompt: this file's, or a checkpoint's own (jinja.py)."""
 
+    @property
+    def reasons(self) -> bool:
+        """Whether the model can think before it answers."""
+        ...
+
+    @property
+    def has_instant_mode(self) -> bool:
+        """Whether it can answer without thinking; if not, render(thinking=False) is refused."""
+        ...
+
+    @property
+    def reads_images(self) -> bool: ...
+
+    @property
+    def reads_video(self) -> bool: ...
+
     def render(
         self,
         messages: Sequence[Message],
@@ -77,6 +93,9 @@ class ChatTemplate:
         self.tokenizer = tokenizer
         self.style: Style = style
         self.limits = limits if style == "k2.5" else None
+        self.reasons = style != "k2"
+        self.has_instant_mode = style != "k2-thinking"
+        self.reads_images = self.reads_video = self.limits is not None
 
     def render(
         self,
@@ -92,6 +111,7 @@ class ChatTemplate:
         `preserve_thinking` keeps the reasoning of finished turns, which is dropped otherwise.
         Raises PromptError or MediaError, with `param`, for what cannot be rendered.
         """
+        check_thinking(self, thinking)
         segments: list[Segment] = []
         if tools:
             text = tools_text(tools, self.style)
@@ -101,8 +121,9 @@ class ChatTemplate:
             # K2's template file leaves a line feed here, and here only; the model has seen it.
             segments += ["\n"] if self.style == "k2" else []
         cut = -1 if preserve_thinking else _last_final_answer(messages)
+        media = iter(open_media(messages, self.limits))
         for index, message in enumerate(messages):
-            body = self._body(message, index, keeps_reasoning=index > cut)
+            body = self._body(message, media, keeps_reasoning=index > cut)
             segments += _turn(message.role, message.name or message.role, body)
         if add_generation_prompt:
             segments += _turn("assistant", "assistant", [])[:-1]
@@ -114,8 +135,12 @@ class ChatTemplate:
         """Whether the prompt ends inside an open think block (K2-Thinking opens it itself)."""
         return thinking and self.style == "k2.5"
 
-    def _body(self, message: Message, index: int, keeps_reasoning: bool) -> list[Segment]:
-        content = part_segments(message.parts, self.limits, f"messages[{index}].content")
+    def _body(
+        self, message: Message, media: Iterator[Opened], keeps_reasoning: bool
+    ) -> list[Segment]:
+        content: list[Segment] = []
+        for part in message.parts:
+            content += [part.text] if isinstance(part, TextPart) else media_segments(next(media))
         if message.role == "tool":
             return [f"## Return of {message.tool_call_id}\n", *content]
         if message.role != "assistant":
@@ -124,18 +149,22 @@ class ChatTemplate:
         return [*([] if self.style == "k2" else thought), *content, *_calls(message)]
 
 
-def part_segments(parts: Iterable[Part], limits: MediaLimits | None, where: str) -> list[Segment]:
-    """Content parts as segments, media opened. `where` is their path in the request."""
-    segments: list[Segment] = []
-    for index, part in enumerate(parts):
-        if isinstance(part, TextPart):
-            segments.append(part.text)
-            continue
-        try:
-            segments += _media(part, limits)
-        except MediaError as error:
-            raise MediaError(error.message, f"{where}[{index}]") from error
-    return segments
+def check_thinking(template: Template, thinking: bool) -> None:
+    """Raises PromptError when the model is asked for an instant answer but always thinks."""
+    if not thinking and not template.has_instant_mode:
+        raise PromptError(
+            "This model has no instant mode, it always thinks first; leave thinking enabled.",
+            "thinking",
+        )
+
+
+def media_segments(opened: Opened) -> list[Segment]:
+    """An image between its marks, or a video as stamped chunks; a line feed ends both."""
+    if isinstance(opened, MediaItem):
+        return [*_marked("image", opened), "\n"]
+    chunks = [[stamp, *_marked("video", item)] for stamp, item in opened]
+    # The line feed after a video is by analogy with images; the published text is not known.
+    return [*(segment for chunk in chunks for segment in chunk), "\n"]
 
 
 def encode_segments(segments: Iterable[Segment], tokenizer: Tokenizer) -> Prompt:
@@ -212,18 +241,6 @@ def _last_final_answer(messages: Sequence[Message]) -> int:
         if messages[index].role == "assistant" and not messages[index].tool_calls
     )
     return next(finished, -1)
-
-
-def _media(part: ImagePart | VideoPart, limits: MediaLimits | None) -> list[Segment]:
-    kind = "images" if isinstance(part, ImagePart) else "video"
-    if limits is None:
-        raise MediaError(f"This model does not read {kind}; send text only.")
-    if isinstance(part, ImagePart):
-        return [*_marked("image", image_item(load_image(part.url), limits)), "\n"]
-    chunks = video_items(*load_video(part.url), limits)
-    marked = [[stamp, *_marked("video", item)] for stamp, item in chunks]
-    # The line feed after a video is by analogy with images; the published text is not known.
-    return [*(segment for chunk in marked for segment in chunk), "\n"]
 
 
 def _marked(kind: str, item: MediaItem) -> list[Segment]:
