@@ -264,3 +264,12 @@ def test_golden_ids_with_the_real_vocabulary() -> None:
     assert tokenizer.vocab_size == KIMI_BASE + 256
     for text, ids in tokenizer_cases():
         assert tokenizer.encode(text) == ids
+
+
+@pytest.mark.timeout(20)
+def test_pipes_are_not_waited_for(tmp_path: Path, vocabulary: Path) -> None:
+    (tmp_path / "tiktoken.model").write_bytes(vocabulary.read_bytes())
+    os.mkfifo(tmp_path / "tokenizer_config.json")
+    assert Tokenizer.from_folder(tmp_path).special["<|im_end|>"]
+    with pytest.raises(TokenizerError, match="not a regular file"):
+        Tokenizer.from_file(tmp_path / "tokenizer_config.json")

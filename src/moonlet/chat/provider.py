@@ -133,7 +133,9 @@ class Completion:
 async def collect(events: AsyncIterator[Event]) -> Completion:
     """The whole answer of a stream. Raises EngineError when it ends without a Finish.
 
-    A call that the token limit cut off is left out: its arguments are not what the model meant.
+    In one case the answer says less than the stream: a call that the token limit cut off is left
+    out, though its start and the pieces of its arguments were already sent to whoever streams. Half
+    a JSON text is not what the model meant, and nobody can call anything with it.
     """
     reasoning: list[str] = []
     text: list[str] = []

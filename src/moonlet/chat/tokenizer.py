@@ -192,6 +192,8 @@ def _pieces(text: str) -> Iterator[str]:
 
 
 def _read(path: Path) -> bytes:
+    if path.exists() and not path.is_file():
+        raise TokenizerError("is not a regular file.")
     try:
         size = path.stat().st_size
         if size > MAX_FILE_BYTES:
@@ -263,7 +265,7 @@ def _special(base: int, named: Mapping[str, int] | None) -> dict[str, int]:
 def _configured(folder: Path) -> dict[str, int] | None:
     """Special tokens that tokenizer_config.json names, or None when it names none."""
     path = folder / "tokenizer_config.json"
-    if not path.exists():
+    if not path.is_file():  # a pipe would be waited for
         return None
     try:
         config = json.loads(_read(path))
