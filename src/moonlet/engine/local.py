@@ -157,19 +157,24 @@ def load(folder: Path, name: str) -> LocalProvider:
 
     Raises CheckpointError, ConfigError, TokenizerError or NotSupportedError, each saying what is wrong.
     """
-    tokenizer = Tokenizer.from_folder(folder)
-    template = load_template(folder, tokenizer)
-    defaults = SamplingDefaults.from_folder(folder)
     config = read_config(folder)
+    tokenizer = Tokenizer.from_folder(folder)
+    template = load_template(folder, tokenizer, config.max_position_embeddings)
+    defaults = SamplingDefaults.from_folder(folder)
     _check_fit(config, tokenizer)  # before the weights come, which may take long
-    model = load_model(folder, compute_type(config))
-    engine = Engine(model, tokenizer.end_ids | set(model.config.eos_token_ids))
+    engine = Engine(
+        load_model(folder, compute_type(config)), tokenizer.end_ids | set(config.eos_token_ids)
+    )
+    vision = config.vision
     card = ModelCard(
         id=name,
         created=int((folder / "config.json").stat().st_mtime),
         context_length=engine.max_seq_len,
-        supports_images=model.config.vision is not None,
-        supports_reasoning=template.starts_in_reasoning(True),
+        supports_images=vision is not None and template.reads_images,
+        supports_video=vision is not None
+        and bool(vision.init_pos_emb_time)
+        and template.reads_video,
+        supports_reasoning=template.reasons,
     )
     return LocalProvider(engine, tokenizer, template, card, defaults)
 
