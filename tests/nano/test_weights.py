@@ -1,6 +1,7 @@
 """The weights that ship: complete, small enough, and as good as their card says."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -14,8 +15,6 @@ from moonlet.nano.skills import SKILLS
 
 MAX_BYTES = 16 * 10**6
 WANTED = {"sum_thinking": 0.95, "digits_thinking": 0.90, "digits_instant": 0.90}
-
-pytestmark = pytest.mark.skipif(not folder().is_dir(), reason="nano is not trained yet")
 
 
 def figures() -> dict[str, tuple[int, int]]:
@@ -44,6 +43,13 @@ def test_a_few_fresh_cases_come_out_as_the_card_says() -> None:
     pytest.importorskip("sklearn")
     for score in evaluate(folder(), cases=24, seed=99):
         assert score.accuracy >= 0.8, (score.skill, score.mistakes)
+
+
+def test_the_readme_quotes_the_card() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    for skill in ("sum_thinking", "digits_thinking", "identity"):
+        correct, cases = figures()[skill]
+        assert f"{correct / cases:.1%}".replace("%", " %") in readme, skill
 
 
 @pytest.mark.slow
