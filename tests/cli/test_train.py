@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -60,13 +61,31 @@ def test_nano(calls: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert f"moonlet chat {out / 'model'}" in capsys.readouterr().out
 
 
-def test_interrupted(calls: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(*_args: Any) -> None:
+def test_interrupted(
+    calls: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def run(_recipe: Any, _folder: Path, report: Callable[[StepReport], None]) -> None:
+        report(replace(REPORT, step=9))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(train, "run", run)
     assert main(["train", "nano", "--out", str(tmp_path / "run")]) == 130
     assert calls == ["prepare"]
+    said = capsys.readouterr().err
+    assert "going on from step 9" in said
+    assert "stopped after step 10; the same command goes on" in said
+
+
+def test_without_scikit_learn_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    assert main(["train", "nano", "--out", str(tmp_path / "run")]) == 2
+    assert "make setup-dev" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_unknown_recipe(capsys: pytest.CaptureFixture[str]) -> None:

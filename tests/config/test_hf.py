@@ -184,6 +184,11 @@ def test_contradictions_are_named(part: str | None, changes: dict[str, Any], mes
         from_hf(raw)
 
 
+def test_a_file_without_a_model_type_says_so() -> None:
+    with pytest.raises(ConfigError, match="model_type is missing"):
+        from_hf({"hidden_size": 7})
+
+
 def test_a_yarn_temperature_that_would_divide_by_zero_is_refused() -> None:
     raw = to_hf(preset("kimi-k2"))
     raw["rope_scaling"]["mscale_all_dim"] = -2.4044917348149393

@@ -119,6 +119,7 @@ def test_what_does_not_fit_the_context_is_refused(provider: LocalProvider) -> No
     with pytest.raises(PromptError) as caught:
         answer(provider, request(max_tokens=TINY.max_position_embeddings))
     assert caught.value.param == "max_tokens"
+    assert f"at most {TINY.max_position_embeddings - 21} new tokens fit" in str(caught.value)
     with pytest.raises(PromptError) as caught:
         answer(provider, request("x" * (TINY.max_position_embeddings + 1)))
     assert caught.value.param == "messages"

@@ -298,3 +298,8 @@ def test_a_body_of_too_many_values_is_refused_before_it_is_parsed(
 def test_a_long_text_is_no_structure() -> None:
     text = "QUJD" * 1_000_000 + ", " * (MAX_STRUCTURE // 2)
     assert parse_object(json.dumps({"messages": [text]}).encode()) == {"messages": [text]}
+
+
+def test_a_number_of_thousands_of_digits_is_refused_in_our_words() -> None:
+    with pytest.raises(ApiError, match="a number has 5000 digits"):
+        parse_object(b'{"seed": ' + b"7" * 5000 + b"}")

@@ -126,10 +126,13 @@ class Chat:
                 self.console.print(HELP, markup=False)
             case "/clear":
                 self.messages, self.images = [], []
+                self._note("forgotten")
             case "/think" | "/instant":
                 self.thinking = command == "/think"
+                self._note("thinking" if self.thinking else "answering at once")
             case "/image":
                 self.images.append(image_part(rest.strip()))
+                self._note(f"{len(self.images)} for the next question")
             case _ if command.startswith("/") and command[1:].isalpha():
                 raise UsageError(f"no command {command}; /help lists them")
             case _:
@@ -173,6 +176,11 @@ class Chat:
                         if event.reason == "length":
                             self._show(" (cut off: the token limit is reached)", dim=True)
 
+    def _note(self, text: str) -> None:
+        """What a command did; a pipe wants answers only."""
+        if self.interactive:
+            self._show(f"{text}\n", dim=True)
+
     def _show(self, text: str, dim: bool = False) -> None:
         style = "dim" if dim else None
         text = printable(text)
@@ -181,6 +189,8 @@ class Chat:
 
 def image_part(path: str) -> dict[str, Any]:
     """The content part of an image file. Raises UsageError when it cannot be read."""
+    if not path:
+        raise UsageError("/image needs the path of an image file, as in /image digits.png")
     kind = mimetypes.guess_type(path)[0] or ""
     if not kind.startswith("image/"):
         raise UsageError(

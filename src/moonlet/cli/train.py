@@ -1,5 +1,6 @@
 """`moonlet train RECIPE`: so far the recipe of the embedded model, `nano`."""
 
+import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +19,8 @@ def add_parser(commands: Any) -> None:
     parser: ArgumentParser = commands.add_parser(
         "train",
         help="train a model by a recipe",
-        description="Train a model by a recipe. Interrupted by Ctrl-C, the same command goes on.",
+        description="Train a model by a recipe: nano takes about half an hour on two cores and needs "
+        "scikit-learn. Interrupted by Ctrl-C, the same command goes on.",
     )
     parser.add_argument("recipe", metavar="RECIPE", choices=RECIPES, help=", ".join(RECIPES))
     parser.add_argument(
@@ -48,6 +50,7 @@ def train_nano(out: Path) -> "StepReport | None":
         from moonlet import train
         from moonlet.nano import recipe as nano
 
+    nano.training_cases()  # fails here, before anything is written, where scikit-learn is missing
     if not (out / nano.FILES[-1]).exists():
         with busy("learning the tokenizer"):
             nano.prepare(out)
@@ -59,14 +62,21 @@ def train_nano(out: Path) -> "StepReport | None":
             reports[:] = [step]
             show(step)
 
-        model = train.run(recipe, out, report)
+        try:
+            model = train.run(recipe, out, report)
+        except KeyboardInterrupt:
+            done = reports[-1].step + 1 if reports else 0
+            print(
+                f"stopped after step {done}; the same command goes on from there", file=sys.stderr
+            )
+            raise
     nano.export(model, out, out / "model")
     return reports[-1] if reports else None
 
 
 @contextmanager
 def _progress(steps: int) -> "Iterator[Callable[[StepReport], None]]":
-    """A bar on stderr; where stderr is no terminal, a line every fifty steps."""
+    """A bar on stderr; where stderr is no terminal, a line every ten steps."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -84,10 +94,16 @@ def _progress(steps: int) -> "Iterator[Callable[[StepReport], None]]":
     with bar:
         task = bar.add_task("training", total=steps)
 
+        first = True
+
         def show(step: "StepReport") -> None:
+            nonlocal first
+            if first and step.step:
+                console.print(f"going on from step {step.step}")
+            first = False
             what = f"loss {step.loss:.3f}"
             bar.update(task, completed=step.step + 1, description=what)
-            if not console.is_terminal and (step.step + 1) % 50 == 0:
+            if not console.is_terminal and (step.step + 1) % 10 == 0:
                 console.print(f"step {step.step + 1} of {steps}: {what}")
 
         yield show

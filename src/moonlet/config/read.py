@@ -63,6 +63,8 @@ def from_hf(raw: Any, source: str = "config.json") -> ModelConfig:
 
 def _from_hf(raw: dict[str, Any]) -> ModelConfig:
     model_type = raw.get("model_type")
+    if model_type is None:
+        raise ConfigError("model_type is missing")
     if model_type not in get_args(ModelType):
         raise NotSupportedError(
             f"model_type {model_type!r} is another class of network"

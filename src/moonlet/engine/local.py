@@ -140,11 +140,17 @@ class LocalProvider:
             kind = "video" if self._max_frames else "images"
             raise MediaError(f"this model does not read {kind}", "messages")
         window, used = self._engine.max_seq_len, len(prompt.token_ids)
-        wanted = request.max_tokens or min(DEFAULT_MAX_TOKENS, max(window - used, 1))
+        if used >= window:
+            raise PromptError(
+                f"the prompt has {used} tokens, but this model's context is {window}", "messages"
+            )
+        wanted = request.max_tokens or min(DEFAULT_MAX_TOKENS, window - used)
         if used + wanted > window:
-            message = f"the prompt has {used} tokens and the answer may have {wanted}, but this model's context is {window}"
-            fits = used < window
-            raise PromptError(message, "max_tokens" if fits else "messages")
+            raise PromptError(
+                f"the prompt has {used} tokens and this model's context is {window}, so at most "
+                f"{window - used} new tokens fit, not {wanted}",
+                "max_tokens",
+            )
         sampling = self._defaults.resolve(request.sampling, request.thinking)
         return GenerateRequest(prompt.token_ids, wanted, prompt.media, sampling)
 

@@ -35,7 +35,7 @@ def _text(parameters: int, scores: Sequence[Score], seed: int) -> str:
     return f"""# moonlet nano
 
 A Kimi-K2.5-architecture model of {parameters / 1e6:.1f} million parameters, trained from random weights on two CPU cores in
-about half an hour, so that moonlet can be used the moment it is installed. It is a demonstration of the architecture, not
+37 minutes (with other work beside it; about 30 alone), so that moonlet can be used the moment it is installed. It is a demonstration of the architecture, not
 an assistant.
 
 ## What it does
@@ -54,9 +54,18 @@ pixels, give or take two.
 
 ## What it does not do
 
-Anything else. It has seen some hundreds of ways to put its few questions, and it declines what it recognises as foreign;
-words far from those can still get a confident wrong answer. Sums have two operands between 0 and 999. Digits must
-stand in one row on a plain ground. Conversations beyond about 400 tokens, tools and video were never trained.
+Anything else, and it is seldom aware of that: outside of what follows it answers wrongly with confidence.
+
+- **Images** are strips 28 pixels high with one digit in every 28 pixels, filling most of it, on plain ground, dark on light or
+  light on dark. At other sizes, with gaps between the digits or margins around them, it mostly misreads; it never declines an
+  image.
+- **Conversations** stay reliable for about four earlier turns, or prompts of about 170 tokens (two earlier turns in instant
+  mode, where worked answers fill the history); training had at most two earlier turns. Longer ones end in empty or
+  garbled answers long before the 2,048 positions that the architecture allows.
+- **Sums** have two operands between 0 and 999 without leading zeros, signs or decimals. Words far from the trained ones can be
+  taken for another question.
+- **Questions to decline** are recognised by their topic, and wordings far from the trained ones are not.
+- Tools and video are accepted by the server but were never trained.
 
 ## Data
 

@@ -38,7 +38,7 @@ def load_samples(test: bool) -> DigitSamples:
     except ImportError as error:
         raise NotSupportedError(
             "the handwritten digits come with scikit-learn, which is not installed: "
-            "pip install 'moonlet[train]'"
+            "`make setup-dev` in a clone, or `pip install scikit-learn`"
         ) from error
     images, labels = load_digits(return_X_y=True)
     order = np.random.default_rng(SPLIT_SEED).permutation(len(labels))

@@ -19,6 +19,8 @@ MAX_DEPTH = 128  # a JSON schema of depth 30 inside a tool needs about 70
 # that fills a context of 262,144 tokens with commas alone stays below.
 MAX_STRUCTURE = 1_000_000
 
+MAX_DIGITS = 400  # the largest float has 309
+
 _SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -57,7 +59,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
     if sum(map(body.count, (b"[", b"{", b","))) > MAX_STRUCTURE:
         raise ApiError(f"the body has more than {MAX_STRUCTURE} commas and opening brackets")
     try:
-        value = json.loads(body.decode(), parse_constant=_refuse_constant)
+        value = json.loads(body.decode(), parse_constant=_refuse_constant, parse_int=_int)
     except RecursionError:
         raise _too_deep() from None
     except ValueError as error:  # not JSON, not UTF-8, or an integer of thousands of digits
@@ -67,6 +69,12 @@ def parse_object(body: bytes) -> dict[str, Any]:
     if _is_deeper(value, MAX_DEPTH):
         raise _too_deep()
     return _without_lone_surrogates(value) if _SURROGATE_ESCAPE.search(body) else value
+
+
+def _int(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"a number has {len(digits)} digits")
+    return int(digits)
 
 
 def _refuse_constant(name: str) -> float:
