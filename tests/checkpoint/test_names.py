@@ -1,4 +1,4 @@
-"""Every dialect of formats.md 1.6 leads to the same canonical names."""
+"""Every dialect in which the family is published leads to the same canonical names."""
 
 from dataclasses import replace
 
