@@ -4,15 +4,17 @@ from collections.abc import Iterator, Sequence
 from functools import reduce
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from moonlet.checkpoint.check import Matrix, Parts, Problems, compare, sort_into_slots
 from moonlet.checkpoint.convert_layout import blocks_of, rows_from_transformers
 from moonlet.checkpoint.index import weight_files
-from moonlet.checkpoint.safetensors import SafetensorsFile
+from moonlet.checkpoint.safetensors import TYPE_NAMES, SafetensorsFile
+from moonlet.checkpoint.stored import StoredMatrix
 from moonlet.config import ModelConfig, TensorSpec, load_config, tensor_specs
 from moonlet.errors import CheckpointError
-from moonlet.quant import fp8, int4
+from moonlet.quant import bf16, fp8, int4
 
 # What INT4 and FP8 become when the caller asks for nothing else: the type their scales came from.
 DECODED_TYPE = torch.bfloat16
@@ -49,6 +51,7 @@ class Checkpoint:
         self.files: list[SafetensorsFile] = []
         self._problems = Problems("loaded")
         self._is_compared = False
+        self._specs = {spec.name: spec for spec in tensor_specs(config)}
         self._lent: set[str] = set()  # what was given out as a view of the memory map
         for path in paths:
             try:
@@ -76,9 +79,38 @@ class Checkpoint:
         came from are given back. Validates first; raises CheckpointError.
         """
         self.validate()
-        for spec in tensor_specs(self.config):
-            wanted = torch.float32 if spec.float32 else dtype
-            yield spec.name, self._tensor(spec, self._parts[spec.name], wanted)
+        for spec in self._specs.values():
+            yield spec.name, self._decoded(spec, dtype)
+
+    def tensor(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """The tensor of that canonical name, as `tensors` yields it. Raises KeyError for another name."""
+        self.validate()
+        return self._decoded(self._specs[name], dtype)
+
+    def matrix(
+        self, name: str, expert: int | None = None, block: str | None = None
+    ) -> StoredMatrix:
+        """One matrix of the canonical tensor `name` as the file stores it; FP8 is decoded to BF16.
+
+        From a stack of experts `expert` takes one, and `block` "gate" or "up" its half of gate_up_proj.
+        Validates first. Raises KeyError for a name or a block that no file stores as one matrix.
+        """
+        self.validate()
+        parts = self._parts[name]
+        stored_block = "down" if expert is not None and block is None else block
+        if (expert, stored_block) in parts:
+            self._lent.add(name)
+            return _stored(parts[expert, stored_block])
+        if expert is None or (None, None) not in parts:
+            raise KeyError((name, expert, block))
+        rows = blocks_of(self._specs[name])[stored_block or "down"]
+        self._lent.add(name)
+        entry = parts[None, None]["weight"]
+        return _plain(entry.file.tensor(entry)[expert, rows])
+
+    def _decoded(self, spec: TensorSpec, dtype: torch.dtype | None) -> torch.Tensor:
+        wanted = torch.float32 if spec.float32 else dtype
+        return self._tensor(spec, self._parts[spec.name], wanted)
 
     def _tensor(self, spec: TensorSpec, parts: Parts, dtype: torch.dtype | None) -> torch.Tensor:
         whole = parts.get((None, None))
@@ -111,6 +143,31 @@ def _is_plain(matrix: Matrix) -> bool:
 
 def _decoded_type(matrix: Matrix) -> torch.dtype:
     return matrix["weight"].torch_dtype if _is_plain(matrix) else DECODED_TYPE
+
+
+def _stored(matrix: Matrix) -> StoredMatrix:
+    tensors = {role: entry.file.tensor(entry) for role, entry in matrix.items()}
+    if _is_plain(matrix):
+        return _plain(tensors["weight"])
+    if "weight_packed" in tensors:
+        packed, scale = tensors["weight_packed"], tensors["weight_scale"]
+        # Scales that bfloat16 cannot hold are nobody's published file; their weights still load exactly.
+        if torch.equal(scale.bfloat16().float(), scale.float()):
+            rows, cols = tensors["weight_shape"].tolist()
+            bits = scale.bfloat16().view(torch.int16).numpy().view(np.uint16)
+            return StoredMatrix("INT4", rows, cols, packed.view(torch.uint8).numpy(), bits)
+        values = torch.empty(tuple(tensors["weight_shape"].tolist()))
+        _decode_into(values, matrix)
+        return _plain(values)
+    scale = tensors["weight_scale_inv"].float().numpy()
+    bits = bf16.from_float32(fp8.decode(tensors["weight"].view(torch.uint8).numpy(), scale))
+    return StoredMatrix("BF16", bits.shape[0], bits.shape[1], bits.view(np.uint8))
+
+
+def _plain(values: torch.Tensor) -> StoredMatrix:
+    rows, cols = values.shape
+    data = values.contiguous().view(torch.uint8).numpy()
+    return StoredMatrix(TYPE_NAMES[values.dtype], rows, cols, data)
 
 
 def _decode_into(out: torch.Tensor, matrix: Matrix, rotary_heads: int | None = None) -> None:
