@@ -1,0 +1,183 @@
+#include "ffn.h"
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "threads.h"
+
+namespace moonlet {
+namespace {
+
+// A task of the first half computes 32 gate and 32 up rows: one group of what the second half reads.
+constexpr size_t kGatePanels = kGroup / kPanelRows;
+constexpr size_t kMaxTile = 16;
+constexpr size_t kDownBytes = 64 << 10;  // of one expert's down matrix in a task of the second half
+constexpr size_t kMaxDownPanels = 16;
+
+struct Pair {  // a token that an expert works on
+  size_t token;
+  float weight;
+};
+
+// A tile of pairs of one network: its activations before and after SwiGLU.
+struct Tile {
+  const Pair* pairs;
+  size_t size;
+  const uint8_t* x;
+  uint8_t* hidden;
+};
+
+struct Job {  // one network and the tiles it works on
+  Ffn ffn;
+  size_t first_tile, tiles;
+};
+
+struct Plan {
+  std::vector<Pair> pairs;
+  std::vector<Tile> tiles;
+  std::vector<Job> jobs;
+};
+
+// Groups the (token, choice) pairs by expert, in the order of tokens; the shared network comes last.
+void sort_by_expert(const Experts* experts, const Ffn* shared, size_t tokens, const int32_t* ids, const float* weights,
+                    size_t top_k, size_t limit, Plan& plan) {
+  plan.pairs.resize(tokens * top_k + (shared ? tokens : 0));
+  std::vector<size_t> ends(experts ? experts->count + 1 : 1, 0);
+  for (size_t i = 0; i < tokens * top_k; ++i) ++ends[static_cast<size_t>(ids[i]) + 1];
+  for (size_t e = 1; e < ends.size(); ++e) ends[e] += ends[e - 1];
+  std::vector<size_t> next(ends.begin(), ends.end());
+  for (size_t i = 0; i < tokens * top_k; ++i) plan.pairs[next[static_cast<size_t>(ids[i])]++] = {i / top_k, weights[i]};
+  const auto add_job = [&](const Ffn& ffn, size_t begin, size_t end) {
+    const Tiles split(end - begin, limit);
+    plan.jobs.push_back({ffn, plan.tiles.size(), split.count});
+    for (size_t i = 0; i < split.count; ++i) {
+      plan.tiles.push_back({plan.pairs.data() + begin + split.first(i), split.size(i), nullptr, nullptr});
+    }
+  };
+  for (size_t e = 0; e + 1 < ends.size(); ++e) {
+    if (ends[e + 1] > ends[e]) add_job(experts->at(e), ends[e], ends[e + 1]);
+  }
+  if (shared) {
+    const size_t begin = tokens * top_k;
+    for (size_t t = 0; t < tokens; ++t) plan.pairs[begin + t] = {t, 1.0f};
+    add_job(*shared, begin, begin + tokens);
+  }
+}
+
+// Moves a token from a tile of its own to place t of a tile of n.
+void copy_token(const uint8_t* single, size_t groups, uint8_t* tile, size_t n, size_t t) {
+  for (size_t g = 0; g < groups; ++g, single += kTokenGroupBytes, tile += kTokenGroupBytes * n) {
+    std::memcpy(tile + 32 * t, single, 32);
+    for (size_t i = 0; i < 5; ++i) std::memcpy(tile + (32 + 4 * i) * n + 4 * t, single + 32 + 4 * i, 4);
+  }
+}
+
+// Quantizes every token once and lays the tiles out; a tile of one token needs no copy.
+void fill_tiles(const Kernels& kernels, const float* x, size_t tokens, size_t columns, Plan& plan) {
+  const size_t groups = padded_groups(columns), token_bytes = groups * kTokenGroupBytes;
+  uint8_t* singles = scratch().get(0, tokens * token_bytes);
+  const auto quantize = [&](size_t t) {
+    kernels.quantize(x + t * columns, columns, groups, singles + t * token_bytes, 1, 0);
+  };
+  if (tokens == 1) quantize(0); else parallel_for(tokens, quantize);
+  uint8_t* copies = scratch().get(1, plan.pairs.size() * token_bytes);
+  for (Tile& tile : plan.tiles) {
+    tile.x = tile.size == 1 ? singles + tile.pairs->token * token_bytes : copies;
+    copies += tile.size == 1 ? 0 : tile.size * token_bytes;
+  }
+  const auto copy = [&](size_t i) {
+    const Tile& tile = plan.tiles[i];
+    for (size_t t = 0; t < tile.size && tile.size > 1; ++t) {
+      copy_token(singles + tile.pairs[t].token * token_bytes, groups, const_cast<uint8_t*>(tile.x), tile.size, t);
+    }
+  };
+  if (tokens > 1) parallel_for(plan.tiles.size(), copy);
+}
+
+size_t hidden_groups(const Ffn& ffn) { return padded_groups(ffn.gate.rows); }
+
+void place_hidden(Plan& plan) {
+  size_t bytes = 0;
+  for (const Job& job : plan.jobs) {
+    for (size_t i = 0; i < job.tiles; ++i) {
+      bytes += plan.tiles[job.first_tile + i].size * hidden_groups(job.ffn) * kTokenGroupBytes;
+    }
+  }
+  uint8_t* hidden = scratch().get(2, bytes);
+  for (const Job& job : plan.jobs) {
+    for (size_t i = 0; i < job.tiles; ++i) {
+      Tile& tile = plan.tiles[job.first_tile + i];
+      tile.hidden = hidden;
+      hidden += tile.size * hidden_groups(job.ffn) * kTokenGroupBytes;
+    }
+  }
+}
+
+// hidden group g = quantized silu(gate x) * (up x), for all tiles of a job.
+void gate_up(const Kernels& kernels, const Job& job, const Plan& plan, size_t g) {
+  const Matrix &gate = job.ffn.gate, &up = job.ffn.up;
+  const size_t begin = g * kGatePanels, end = std::min(begin + kGatePanels, gate.panels());
+  const size_t rows = begin < end ? std::min(gate.rows - g * kGroup, kGroup) : 0;
+  for (size_t i = 0; i < job.tiles; ++i) {
+    const Tile& tile = plan.tiles[job.first_tile + i];
+    float a[kMaxTile * kGroup], b[kMaxTile * kGroup];
+    if (rows > 0) {
+      multiply_tile(kernels, gate, begin, end, tile.x, tile.size, a, kGroup);
+      multiply_tile(kernels, up, begin, end, tile.x, tile.size, b, kGroup);
+    }
+    for (size_t t = 0; t < tile.size; ++t) {
+      kernels.swiglu(a + t * kGroup, b + t * kGroup, a + t * kGroup, rows);
+      kernels.quantize(a + t * kGroup, rows, 1, tile.hidden + g * kTokenGroupBytes * tile.size, tile.size, t);
+    }
+  }
+}
+
+// Rows of panels [begin, end) of every network's output, weighted and summed in the order of the jobs.
+void down(const Kernels& kernels, const Plan& plan, size_t begin, size_t end, size_t tokens, size_t rows, float* out) {
+  const size_t first = begin * kPanelRows, count = std::min(end * kPanelRows, rows) - first;
+  for (size_t t = 0; t < tokens; ++t) std::memset(out + t * rows + first, 0, count * sizeof(float));
+  for (const Job& job : plan.jobs) {
+    for (size_t i = 0; i < job.tiles; ++i) {
+      const Tile& tile = plan.tiles[job.first_tile + i];
+      float y[kMaxTile * kMaxDownPanels * kPanelRows];
+      const size_t stride = (end - begin) * kPanelRows;
+      multiply_tile(kernels, job.ffn.down, begin, end, tile.hidden, tile.size, y, stride);
+      for (size_t t = 0; t < tile.size; ++t) {
+        float* target = out + tile.pairs[t].token * rows + first;
+        for (size_t r = 0; r < count; ++r) target[r] += tile.pairs[t].weight * y[t * stride + r];
+      }
+    }
+  }
+}
+
+}  // namespace
+
+Ffn Experts::at(size_t expert) const {
+  Ffn ffn = first;
+  for (Matrix* matrix : {&ffn.gate, &ffn.up, &ffn.down}) matrix->data += expert * expert_bytes;
+  return ffn;
+}
+
+void ffn(const Kernels& kernels, const Experts* experts, const Ffn* shared, const float* x, size_t tokens,
+         const int32_t* ids, const float* weights, size_t top_k, float* out) {
+  if (tokens == 0) return;
+  const Matrix& any_down = shared ? shared->down : experts->first.down;
+  const size_t columns = (shared ? shared->gate : experts->first.gate).columns;
+  Plan plan;
+  sort_by_expert(experts, shared, tokens, ids, weights, top_k, kernels.max_tokens, plan);
+  fill_tiles(kernels, x, tokens, columns, plan);
+  place_hidden(plan);
+  struct GateTask { const Job* job; size_t group; };
+  std::vector<GateTask> tasks;
+  for (const Job& job : plan.jobs) {
+    for (size_t g = 0; g < hidden_groups(job.ffn); ++g) tasks.push_back({&job, g});
+  }
+  parallel_for(tasks.size(), [&](size_t i) { gate_up(kernels, *tasks[i].job, plan, tasks[i].group); });
+  const size_t step = std::clamp<size_t>(kDownBytes / std::max<size_t>(any_down.panel_bytes(), 1), 1, kMaxDownPanels);
+  parallel_for((any_down.panels() + step - 1) / step, [&](size_t i) {
+    down(kernels, plan, i * step, std::min((i + 1) * step, any_down.panels()), tokens, any_down.rows, out);
+  });
+}
+
+}  // namespace moonlet

@@ -1,0 +1,14 @@
+#include <immintrin.h>
+
+#include "../kernels.h"
+
+namespace moonlet {
+namespace {
+#include "avx2_vec.inc"
+#include "panel.inc"
+#include "plain.inc"
+}  // namespace
+
+extern constexpr Kernels avx2_kernels = table("avx2");
+
+}  // namespace moonlet

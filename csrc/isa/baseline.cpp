@@ -1,0 +1,12 @@
+#include "../kernels.h"
+
+namespace moonlet {
+namespace {
+#include "baseline_vec.inc"
+#include "panel.inc"
+#include "plain.inc"
+}  // namespace
+
+extern constexpr Kernels baseline_kernels = table("baseline");
+
+}  // namespace moonlet

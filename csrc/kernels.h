@@ -1,0 +1,70 @@
+// The table of functions that one instruction set provides, and the layouts they agree on. Plain data and
+// pointers only: isa/*.cpp include nothing else of ours, so that no code compiled with wide instructions can be
+// linked into a function that every machine runs.
+//
+// Weights of a matrix [rows, cols] are kept as panels of 16 rows. A panel is cut along the columns into blocks,
+// and a block holds what its 16 rows need there, interleaved: of each row four codes of one byte at a time, so
+// that one vector of 64 bytes meets four activations of one token. csrc/README.md draws it.
+//
+// Activations are quantized to int8, in groups of 32 columns with a scale of their own (absmax / 127). A tile is
+// up to max_tokens tokens; for each group it holds, for its n tokens,
+//     int8  codes[n][32];  float scale[n];  int32 minus_sum[n];  int32 minus_low[n];  float ssum[n];  float slow[n]
+// minus_sum is minus the sum of the 32 codes, minus_low that of the first 16; ssum and slow are the same times scale.
+
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace moonlet {
+
+constexpr size_t kPanelRows = 16;
+constexpr size_t kGroup = 32;
+constexpr size_t kTokenGroupBytes = 52;  // of one token and one group in a tile
+
+// How a panel stores its codes. The order is that of Kernels::gemm.
+enum class Format : uint8_t {
+  kQ4_0,    // 4-bit codes, a float16 scale for 32 columns
+  kInt4,    // the same with bfloat16 scales
+  kQ8_0,    // 8-bit codes, a float16 scale for 32 columns
+  kQ4_K,    // 4-bit codes, 6-bit scale and minimum for 32 columns, float16 for 256
+  kQ6_K,
+  kQ2_K,
+  kQ3_K,
+  kQ5_K,
+  kTernary, // 2-bit codes -1, 0, 1, a float16 scale for 256 columns (TQ2_0, and TQ1_0 unpacked)
+  kQ5_0,
+  kIQ4_NL,
+  kIQ4_XS,
+  kMXFP4,
+  kInt8x16, // 8-bit codes, a float32 scale for 16 columns: what any other integer type becomes without loss
+  kCount
+};
+
+// A float panel: a block is 32 columns of [column][16 rows].
+enum class FloatFormat : uint8_t { kF32, kF16, kBF16, kCount };
+
+// out[t][16 p + r] for every panel p below `panels` and token t of the tile; out rows are out_stride floats apart.
+using Gemm = void (*)(const uint8_t* weights, size_t panels, size_t panel_bytes, size_t blocks,
+                      const uint8_t* tile, size_t tokens, float* out, size_t out_stride);
+// The same for float panels; x: [tokens][columns], rows x_stride floats apart.
+using FloatGemm = void (*)(const uint8_t* weights, size_t panels, size_t panel_bytes, size_t columns, const float* x,
+                           size_t x_stride, size_t tokens, float* out, size_t out_stride);
+
+struct Kernels {
+  const char* name;
+  size_t max_tokens;  // in a tile
+  // Quantizes row t of a tile of `tokens`: `cols` floats, zero padded to 32 * groups.
+  void (*quantize)(const float* x, size_t cols, size_t groups, uint8_t* tile, size_t tokens, size_t t);
+  Gemm gemm[static_cast<size_t>(Format::kCount)];
+  FloatGemm float_gemm[static_cast<size_t>(FloatFormat::kCount)];
+  // out = silu(gate) * up
+  void (*swiglu)(const float* gate, const float* up, float* out, size_t count);
+  // out = x / rms(x) * weight
+  void (*rms_norm)(const float* x, const float* weight, float eps, float* out, size_t count);
+};
+
+const Kernels& kernels();                       // the widest that this CPU can run, or what MOONLET_ISA forces
+const Kernels* find_kernels(const char* name);  // nullptr: not built, or not for this CPU
+
+}  // namespace moonlet
