@@ -1,0 +1,121 @@
+"""Scales that make the weighted squared error of rounding small: the searches behind the encoders.
+
+For a group of values x with weights w and codes l from a few integers, the best scale of given codes is a
+least-squares fit, and the best codes of a given scale are found by rounding; both together are not a
+smooth problem. So a row of trial scales is rounded, each fitted, and the fit with the smallest error kept.
+The idea is that of llama.cpp's reference encoders; here the squared error itself is what is minimised.
+
+Groups lie in columns: x and w are float32 [values, groups], so that every sum runs over the first axis and
+every operation over all groups at once.
+"""
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+Values = NDArray[np.float32]
+# Turns values divided by a scale into the nearest allowed codes, as float32, in place or not.
+Rounder = Callable[[Values], Values]
+
+_TINY = np.float32(1e-15)  # groups smaller than this vanish in any half-float scale
+
+
+def safe_divide(over: Values, under: Values) -> Values:
+    """over / under, and 0 where the divisor is 0 or next to it."""
+    over, under = np.broadcast_arrays(over, under)
+    usable = np.abs(under) > np.float32(1e-30)
+    return np.divide(over, under, out=np.zeros(over.shape, np.float32), where=usable)
+
+
+def integers(low: int, high: int) -> Rounder:
+    """The rounder to whole numbers within low..high; it overwrites its argument."""
+
+    def rounder(codes: Values) -> Values:
+        return np.clip(np.rint(codes, out=codes), low, high, out=codes)
+
+    return rounder
+
+
+def fit_scale(
+    x: Values, w: Values, rounder: Rounder, targets: Iterable[float]
+) -> tuple[Values, Values]:
+    """Scales s [groups] and curvatures sum(w l^2) [groups] with small sum(w (x - s l)^2), l from `rounder`.
+
+    `targets` are the codes, fractions allowed, that the value of largest magnitude is tried at.
+    """
+    at = np.abs(x).argmax(axis=0)
+    peak = np.take_along_axis(x, at[None], axis=0)[0]
+    per_target = safe_divide(np.float32(1), np.where(np.abs(peak) > _TINY, peak, 0))
+    best = np.zeros_like(peak)
+    scale, curvature = np.zeros_like(peak), np.zeros_like(peak)
+    wx = w * x
+    trial = np.empty_like(x)
+    for target in targets:
+        codes = rounder(np.multiply(x, per_target * np.float32(target), out=trial))
+        lx = np.einsum("vg,vg->g", codes, wx)
+        ll = np.einsum("vg,vg,vg->g", codes, codes, w)
+        fitted = safe_divide(lx, ll)
+        gain = fitted * lx
+        better = gain > best
+        np.copyto(best, gain, where=better)
+        np.copyto(scale, fitted, where=better)
+        np.copyto(curvature, ll, where=better)
+    return scale, curvature
+
+
+def fit_affine(
+    x: Values, w: Values, top: int, offsets: Iterable[float]
+) -> tuple[Values, Values, Values]:
+    """Scales s, minima m and curvatures, each [groups], with small sum(w (x - (s l - m))^2), l in 0..top.
+
+    m is never negative: the formats cannot hold a group that starts above 0. `offsets` are added to `top`
+    to give the code, fractions allowed, that the largest value is tried at.
+    """
+    low = np.minimum(x.min(axis=0), np.float32(0))
+    span = x.max(axis=0) - low
+    per_code = safe_divide(np.float32(1), np.where(span > _TINY, span, 0))
+    total = w.sum(axis=0)
+    mean = np.einsum("vg,vg->g", w, x) / total
+    wx = w * (x - mean)
+    best = np.full_like(mean, np.inf)
+    scale, minimum, curvature = np.zeros_like(mean), -low, np.zeros_like(mean)
+    above = x - low
+    trial = np.empty_like(x)
+    for offset in offsets:
+        np.multiply(above, per_code * np.float32(top + offset), out=trial)
+        codes = np.minimum(np.rint(trial, out=trial), np.float32(top), out=trial)
+        l1 = np.einsum("vg,vg->g", codes, w)
+        ll = np.einsum("vg,vg,vg->g", codes, codes, w)
+        lx = np.einsum("vg,vg->g", codes, wx)
+        fitted, lowest, loss = solve_affine(total, mean, l1, ll, lx)
+        better = loss < best
+        np.copyto(best, loss, where=better)
+        np.copyto(scale, fitted, where=better)
+        np.copyto(minimum, lowest, where=better)
+        np.copyto(curvature, ll, where=better)
+    return scale, minimum, curvature
+
+
+def solve_affine(
+    total: Values, mean: Values, l1: Values, ll: Values, lx: Values
+) -> tuple[Values, Values, Values]:
+    """Least-squares s and m >= 0 of x = s l - m, with the loss up to a constant of the group.
+
+    The sums are weighted: total = sum w, l1 = sum w l, ll = sum w l^2, lx = sum w l (x - mean), where
+    mean is that of x; subtracting it first is what keeps float32 exact enough.
+    """
+    spread = ll - l1 * l1 / total
+    scale = safe_divide(lx, np.where(spread > 1e-6 * ll, spread, 0))
+    loss = -scale * lx
+    minimum = scale * l1 / total - mean
+    # Where the minimum would be negative it is 0, and the scale is that of a line through the origin.
+    full = lx + mean * l1
+    through_origin = safe_divide(full, ll)
+    origin_loss = total * mean * mean - through_origin * full
+    clipped = minimum < 0
+    return (
+        np.where(clipped, through_origin, scale),
+        np.maximum(minimum, np.float32(0)),
+        np.where(clipped, origin_loss, loss),
+    )
