@@ -4,10 +4,12 @@
 #include <nanobind/stl/string_view.h>
 #include <nanobind/stl/vector.h>
 
+#include "bind.h"
 #include "cpu.h"
 
 NB_MODULE(_kernels, m) {
   m.doc() = "The C++ half of moonlet.kernels.";
-  m.def("supported_isas", &moonlet::supported_isas,
-        "Instruction sets that this CPU can run, narrowest first.");
+  m.def("supported_isas", &moonlet::supported_isas, "Instruction sets that this CPU can run, narrowest first.");
+  m.def("isa", [] { return moonlet::kernels().name; }, "The one that is used.");
+  moonlet::bind_weights(m);
 }

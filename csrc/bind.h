@@ -1,0 +1,48 @@
+// What the files of bindings share. Bindings check and hold memory; kernels trust them.
+
+#pragma once
+
+#include <memory>
+#include <stdexcept>
+#include <string>
+
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+
+#include "kernels.h"
+
+namespace moonlet {
+
+namespace nb = nanobind;
+
+template <class T, int dims>
+using Array = nb::ndarray<const T, nb::numpy, nb::ndim<dims>, nb::c_contig, nb::device::cpu>;
+template <class T>
+using NewArray = nb::ndarray<T, nb::numpy, nb::c_contig, nb::device::cpu>;
+
+inline void require(bool ok, const std::string& message) {
+  if (!ok) throw std::invalid_argument(message);
+}
+
+inline std::string str(size_t number) { return std::to_string(number); }
+
+inline const Kernels& chosen(const char* isa) {
+  if (isa == nullptr) return kernels();
+  const Kernels* table = find_kernels(isa);
+  require(table != nullptr, std::string("this CPU does not run ") + isa + " kernels");
+  return *table;
+}
+
+// A new array of float32 that numpy owns.
+inline NewArray<float> new_array(std::initializer_list<size_t> shape) {
+  size_t count = 1;
+  for (size_t n : shape) count *= n;
+  auto* data = new float[count ? count : 1];
+  nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<float*>(p); });
+  return NewArray<float>(data, shape.size(), shape.begin(), owner);
+}
+
+void bind_weights(nb::module_& m);
+void bind_attention(nb::module_& m);
+
+}  // namespace moonlet
