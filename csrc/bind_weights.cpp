@@ -53,8 +53,6 @@ Matrix shaped(const std::string& type, size_t rows, size_t columns) {
           "a matrix of " + str(rows) + " x " + str(columns) + " cannot be packed");
   const StoredInfo& kind = info(stored_type(type));
   const PanelShape shape = panel_shape(kind.is_float, kind.format, columns);
-  require(kind.values <= 2 || columns % kind.values == 0,
-          "rows of " + str(columns) + " columns do not fit " + type + ", whose blocks hold " + str(kind.values));
   return {kind.is_float, kind.format, rows, columns, shape, nullptr};
 }
 
@@ -63,9 +61,11 @@ void pack_matrix(const std::string& type, const Matrix& matrix, uint8_t* target,
                  std::optional<Array<uint16_t, 2>> scale) {
   const Stored from = stored_type(type);
   const StoredInfo& kind = info(from);
+  require(kind.values <= 2 || matrix.columns % kind.values == 0,
+          "rows of " + str(matrix.columns) + " columns do not fit " + type + ", whose blocks hold " + str(kind.values));
   const size_t row_bytes = from == Stored::kInt4 ? (matrix.columns + 7) / 8 * 4
                                                  : matrix.columns / kind.values * kind.bytes;
-  require(rows.shape(0) == matrix.rows && rows.shape(1) == row_bytes && matrix.columns % std::min<size_t>(kind.values, 1) == 0,
+  require(rows.shape(0) == matrix.rows && rows.shape(1) == row_bytes,
           type + " rows are " + str(rows.shape(0)) + " x " + str(rows.shape(1)) + " bytes, wanted " + str(matrix.rows) +
               " x " + str(row_bytes));
   const size_t groups = (matrix.columns + kGroup - 1) / kGroup;
@@ -119,23 +119,52 @@ class PackedMatrix {
   Storage storage_;
 };
 
-// [T, columns] -> [T, rows]; of a stack [T, count, columns] -> [T, count, rows].
-NewArray<float> multiply(const PackedMatrix& packed, nb::ndarray<const float, nb::numpy, nb::c_contig, nb::device::cpu> x,
+using Activation = nb::ndarray<const float, nb::numpy, nb::c_contig, nb::device::cpu>;
+
+// x [T, count, n], n at least the columns, of which the first are used; [T, n] when count is 1. The same for out,
+// of whose rows the first are written; without it a new array is made.
+NewArray<float> multiply(const PackedMatrix& packed, Activation x, std::optional<NewArray<float>> given,
                          const char* isa) {
   const Matrix& m = packed.matrix;
-  const bool stack = packed.count > 1;
-  const bool fits = x.ndim() == (stack ? 3u : 2u) && x.shape(x.ndim() - 1) == m.columns &&
-                    (!stack || x.shape(1) == packed.count);
-  require(fits, "the activations do not end in " + (stack ? str(packed.count) + " x " : "") + str(m.columns) + " columns");
+  const size_t dims = packed.count > 1 ? 3 : 2;
+  const auto is_wide = [&](const auto& array, size_t width) {
+    return array.ndim() == dims && array.shape(dims - 1) >= width && (dims == 2 || array.shape(1) == packed.count);
+  };
+  require(is_wide(x, m.columns), "the activations want " + str(dims) + " dimensions, " + str(packed.count) +
+                                     " matrices and " + str(m.columns) + " columns");
   const size_t tokens = x.shape(0);
-  auto out = stack ? new_array({tokens, packed.count, m.rows}) : new_array({tokens, m.rows});
+  if (!given) given = dims == 3 ? new_array({tokens, packed.count, m.rows}) : new_array({tokens, m.rows});
+  require(is_wide(*given, m.rows) && given->shape(0) == tokens,
+          "the output wants room for " + str(tokens) + " tokens of " + str(m.rows) + " rows");
+  const size_t x_step = x.shape(dims - 1), out_step = given->shape(dims - 1);
   const Kernels& table = chosen(isa);
   const float* from = x.data();
-  float* to = out.data();
+  float* to = given->data();
   {
     const nb::gil_scoped_release unlocked;
-    linear_stack(table, m, packed.count, from, packed.count * m.columns, m.columns, tokens, to, packed.count * m.rows,
-                 m.rows);
+    linear_stack(table, m, packed.count, from, packed.count * x_step, x_step, tokens, to, packed.count * out_step,
+                 out_step);
+  }
+  return *given;
+}
+
+// x [T, n]: the first columns of each row, as many as there are weights, are normed; the others are copied.
+NewArray<float> rms_norm(Array<float, 2> x, Array<float, 1> weight, float eps, const char* isa) {
+  const size_t tokens = x.shape(0), width = x.shape(1), count = weight.shape(0);
+  require(count > 0 && count <= width, "a norm over " + str(count) + " of " + str(width) + " columns");
+  auto out = new_array({tokens, width});
+  const Kernels& table = chosen(isa);
+  const float *from = x.data(), *gain = weight.data();
+  float* to = out.data();
+  const auto one = [&](size_t t) {
+    table.rms_norm(from + t * width, gain, eps, to + t * width, count);
+    std::copy(from + t * width + count, from + (t + 1) * width, to + t * width + count);
+  };
+  const nb::gil_scoped_release unlocked;
+  if (tokens * width < 65536) {
+    for (size_t t = 0; t < tokens; ++t) one(t);
+  } else {
+    parallel_for(tokens, one);
   }
   return out;
 }
@@ -238,7 +267,8 @@ void bind_weights(nb::module_& m) {
            nb::arg("rows"), nb::arg("columns"), nb::arg("count") = 1, nb::arg("data").noconvert() = nb::none())
       .def("pack", &PackedMatrix::pack, nb::arg("type"), nb::arg("rows").noconvert(),
            nb::arg("scale").noconvert() = nb::none(), nb::arg("index") = 0)
-      .def("__call__", &multiply, nb::arg("x").noconvert(), nb::arg("isa") = nb::none())
+      .def("__call__", &multiply, nb::arg("x").noconvert(), nb::arg("out").noconvert() = nb::none(),
+           nb::arg("isa") = nb::none())
       .def_ro("type", &PackedMatrix::type)
       .def_ro("count", &PackedMatrix::count)
       .def_prop_ro("rows", [](const PackedMatrix& p) { return p.matrix.rows; })
@@ -260,6 +290,8 @@ void bind_weights(nb::module_& m) {
       .def_prop_ro("bytes", &PackedExperts::bytes);
   m.def("ffn", &run_ffn, nb::arg("experts").none(), nb::arg("shared").none(), nb::arg("x").noconvert(),
         nb::arg("ids").noconvert() = nb::none(), nb::arg("weights").noconvert() = nb::none(),
+        nb::arg("isa") = nb::none());
+  m.def("rms_norm", &rms_norm, nb::arg("x").noconvert(), nb::arg("weight").noconvert(), nb::arg("eps"),
         nb::arg("isa") = nb::none());
   m.def("num_threads", &num_threads);
   m.def("set_num_threads", &set_num_threads, nb::arg("count"));
