@@ -6,7 +6,13 @@ from typing import Any
 import pytest
 import torch
 
-from moonlet.checkpoint import from_state_dict, open_checkpoint, save_checkpoint, to_state_dict
+from moonlet.checkpoint import (
+    Checkpoint,
+    from_state_dict,
+    open_checkpoint,
+    save_checkpoint,
+    to_state_dict,
+)
 from moonlet.checkpoint.safetensors import SafetensorsFile
 from moonlet.config import tensor_specs
 
@@ -131,6 +137,7 @@ def test_transformers_loads_what_we_save(
 
 def test_our_transformers_naming_is_theirs(theirs: Any, saved: Path, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(saved)
+    assert isinstance(checkpoint, Checkpoint)
     folder = tmp_path / "ours"
     save_checkpoint(folder, checkpoint.config, dict(checkpoint.tensors()), naming="transformers")
     names = set(SafetensorsFile(folder / "model.safetensors").entries)

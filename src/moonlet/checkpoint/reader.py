@@ -9,6 +9,7 @@ import torch
 
 from moonlet.checkpoint.check import Matrix, Parts, Problems, compare, sort_into_slots
 from moonlet.checkpoint.convert_layout import blocks_of, rows_from_transformers
+from moonlet.checkpoint.gguf_reader import GgufCheckpoint
 from moonlet.checkpoint.index import weight_files
 from moonlet.checkpoint.safetensors import TYPE_NAMES, SafetensorsFile
 from moonlet.checkpoint.stored import StoredMatrix
@@ -21,10 +22,12 @@ DECODED_TYPE = torch.bfloat16
 
 
 def read_config(folder: Path) -> ModelConfig:
-    """The configuration of the checkpoint in `folder`.
+    """The configuration of the checkpoint in `folder`, or of a GGUF file.
 
     Raises CheckpointError when there is none, ConfigError or NotSupportedError when it cannot be used.
     """
+    if is_gguf(folder):
+        return GgufCheckpoint(folder).config
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder")
     path = folder / "config.json"
@@ -33,12 +36,21 @@ def read_config(folder: Path) -> ModelConfig:
     return load_config(path)
 
 
-def open_checkpoint(folder: Path) -> "Checkpoint":
+def is_gguf(path: Path) -> bool:
+    """Whether `path` is that of a GGUF file, by its name."""
+    return path.suffix.lower() == ".gguf" and not path.is_dir()
+
+
+def open_checkpoint(folder: Path) -> "Checkpoint | GgufCheckpoint":
     """Reads the configuration, the index and the headers of a folder; no tensor is touched.
+
+    `folder` may also be a GGUF file, or any part of a split one.
 
     Raises CheckpointError, ConfigError or NotSupportedError when there is nothing to open; all that is
     wrong with the weights themselves is left to `Checkpoint.validate`.
     """
+    if is_gguf(folder):
+        return GgufCheckpoint(folder)
     return Checkpoint(folder, read_config(folder), weight_files(folder))
 
 
@@ -165,6 +177,8 @@ def _stored(matrix: Matrix) -> StoredMatrix:
 
 
 def _plain(values: torch.Tensor) -> StoredMatrix:
+    if values.ndim != 2:
+        raise KeyError(f"a tensor of shape {list(values.shape)} is not a matrix")
     rows, cols = values.shape
     data = values.contiguous().view(torch.uint8).numpy()
     return StoredMatrix(TYPE_NAMES[values.dtype], rows, cols, data)
