@@ -121,12 +121,12 @@ class PackedMatrix {
 
 using Activation = nb::ndarray<const float, nb::numpy, nb::c_contig, nb::device::cpu>;
 
-// x [T, count, n], n at least the columns, of which the first are used; [T, n] when count is 1. The same for out,
-// of whose rows the first are written; without it a new array is made.
+// x [T, count, n], n at least the columns, of which the first are used; [T, n] will do when count is 1. The same for
+// out, of whose rows the first are written; without it a new array is made.
 NewArray<float> multiply(const PackedMatrix& packed, Activation x, std::optional<NewArray<float>> given,
                          const char* isa) {
   const Matrix& m = packed.matrix;
-  const size_t dims = packed.count > 1 ? 3 : 2;
+  const size_t dims = packed.count == 1 && x.ndim() == 2 ? 2 : 3;
   const auto is_wide = [&](const auto& array, size_t width) {
     return array.ndim() == dims && array.shape(dims - 1) >= width && (dims == 2 || array.shape(1) == packed.count);
   };
