@@ -20,7 +20,7 @@ def unpack(field: NDArray[np.uint8], bits: int, run: int) -> NDArray[np.uint8]:
     return planes.reshape(len(field), -1)
 
 
-def pack(codes: NDArray[np.uint8], bits: int, run: int) -> NDArray[np.uint8]:
+def pack(codes: NDArray[np.integer], bits: int, run: int) -> NDArray[np.uint8]:
     """The field [blocks, bytes] that `unpack` turns into these codes [blocks, values]."""
     field = np.zeros((len(codes), codes.shape[1] * bits // 8 // run, run), np.uint8)
     planes = codes.reshape(*field.shape[:2], 8 // bits, run)

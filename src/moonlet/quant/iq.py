@@ -94,8 +94,10 @@ def _scales_and_signs(words: NDArray[np.uint32]) -> tuple[Values, Values]:
 
 
 def _quarter_scales(half: Blocks, nibbles: Blocks) -> Values:
-    factor = np.float32(0.5) + unpack(nibbles, 4, 1)
-    return from_half(half) * factor * np.float32(0.25)
+    factor = np.float32(0.5) + unpack(nibbles, 4, 1).astype(np.float32)
+    scale = from_half(half) * factor
+    scale *= np.float32(0.25)
+    return scale
 
 
 def _signed(scale: Values, rows: Values, signs: Values) -> Values:
@@ -109,5 +111,8 @@ def _signed(scale: Values, rows: Values, signs: Values) -> Values:
 def _shifted(scale: Values, rows: Values, shift: Values) -> Values:
     """scale * (rows + shift), each of scale and shift spread over its share of the 256 values."""
     blocks, groups = scale.shape
-    moved = rows.reshape(blocks, shift.shape[1], -1) + shift[:, :, None]
-    return (scale[:, :, None] * moved.reshape(blocks, groups, -1)).reshape(blocks, -1)
+    values = rows.reshape(blocks, shift.shape[1], -1)  # rows are a copy out of the grid
+    values += shift[:, :, None]
+    values = values.reshape(blocks, groups, -1)
+    values *= scale[:, :, None]
+    return values.reshape(blocks, -1)

@@ -1,134 +1,194 @@
 """Encoding of the K formats: scales of sub-blocks, then scales of those scales, then the codes.
 
-Every step minimises the weighted squared error of the values (see `search`):
+Every step makes the weighted squared error of the values smaller (see `search`):
 
     1. a real scale (and minimum) for each sub-block, by trial scales
-    2. d (and dmin) so that the integers times d are near those scales, each weighed by what its error costs
-    3. codes for the scales as they will be decoded
-    4. d (and dmin) once more by least squares for those integers and codes, and the codes for them
+    2. d (and dmin) so that the integers times d are near those, each weighed by what its error costs
+    3. d (and dmin) by least squares for these integers and the codes that they give
+    4. in the affine types, each integer one up or down where that is better for its sub-block, and
+       step 3 again
+    5. the codes for the scales as they will be decoded
+
+Within a step sub-blocks lie in columns: values [per sub-block, n * subs], integers [subs, n], d [n].
 """
+
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moonlet.quant.bits import as_half
-from moonlet.quant.kquants import (
-    AFFINE,
-    SYMMETRIC,
-    Affine,
-    AffineLayout,
-    Symmetric,
+from moonlet.quant.kquants import AFFINE, SYMMETRIC, Affine, Symmetric
+from moonlet.quant.rounding import inverse
+from moonlet.quant.search import (
+    Rounder,
+    Values,
+    fit_affine,
+    fit_scale,
+    integers,
+    safe_divide,
 )
-from moonlet.quant.search import Values, fit_affine, fit_scale, integers, safe_divide
+
+# Where the largest value is tried, relative to the top code of the affine types and as a code of the
+# others. Widths and steps are where the error on normal and heavy-tailed data stopped falling.
+_OFFSETS = {
+    "Q2_K": np.linspace(-0.9, 0.9, 19),
+    "Q4_K": np.linspace(-2, 2, 19),
+    "Q5_K": np.linspace(-3, 3, 19),
+}
+_TARGETS = {
+    "Q3_K": np.concatenate([np.linspace(-5.5, -2.5, 11), np.linspace(2.5, 5, 9)]),
+    "Q6_K": np.linspace(-39, -17, 23),
+}
+# The same for the integer scales, as a share of the largest.
+_SCALE_TARGETS = np.linspace(0.8, 1.1, 19)
 
 
 def encode_affine(name: str, values: Values, weight: Values | None) -> NDArray[np.uint8]:
     """Values [n, 256] and their weights, if any, to blocks uint8 [n, bytes] of Q2_K, Q4_K or Q5_K."""
-    layout = AFFINE[name]
-    n, subs = len(values), layout.subs
-    x = _columns(values, subs)
-    w = np.ones_like(x) if weight is None else _columns(weight, subs)
+    layout, n = AFFINE[name], len(values)
+    x, w = _columns(values, layout.subs), _column_weights(values, weight, layout.subs)
+    rounder, limit = integers(0, layout.max_code), integers(0, layout.max_scale)
     scale, minimum, curvature = fit_affine(x, w, layout.max_code, _OFFSETS[name])
-    scales, d = _integers(scale, curvature, n, 0, layout.max_scale)
-    mins, dmin = _integers(minimum, w.sum(axis=0), n, 0, layout.max_scale)
-    for _ in range(2):
-        codes = _affine_codes(x, scales, mins, d, dmin, layout)
-        d, dmin = _refit_affine(x, w, codes, scales, mins, d, dmin)
-    codes = _affine_codes(x, scales, mins, d, dmin, layout)
+    scales, d = _integers(scale, curvature, n, limit, layout.max_scale)
+    mins, dmin = _integers(minimum, w.sum(axis=0), n, limit, layout.max_scale)
+    d, dmin = _refit_affine(x, w, rounder, scales, mins, d, dmin)
+    scales, mins = _nudge(x, w, rounder, limit, scales, mins, d, dmin)
+    d, dmin = _refit_affine(x, w, rounder, scales, mins, d, dmin)
+    codes, _, _ = _affine_codes(x, rounder, scales, mins, d, dmin)
     return layout.pack(
         Affine(
-            _rows(codes.astype(np.uint8), n),
-            scales.T.astype(np.uint8),
-            mins.T.astype(np.uint8),
-            d[:, None],
-            dmin[:, None],
+            codes=_rows(codes, n).astype(np.uint8),
+            scales=scales.T.astype(np.uint8),
+            mins=mins.T.astype(np.uint8),
+            d=d[:, None],
+            dmin=dmin[:, None],
         )
     )
 
 
 def encode_symmetric(name: str, values: Values, weight: Values | None) -> NDArray[np.uint8]:
     """Values [n, 256] and their weights, if any, to blocks uint8 [n, bytes] of Q3_K or Q6_K."""
-    layout = SYMMETRIC[name]
-    n, low = len(values), layout.min_code
-    x = _columns(values, 16)
-    w = np.ones_like(x) if weight is None else _columns(weight, 16)
-
-    rounder = integers(low, -low - 1)
+    layout, n = SYMMETRIC[name], len(values)
+    x, w = _columns(values, 16), _column_weights(values, weight, 16)
+    rounder = integers(layout.min_code, -layout.min_code - 1)
+    limit = integers(layout.min_scale, -layout.min_scale - 1)
     scale, curvature = fit_scale(x, w, rounder, _TARGETS[name])
-    scales, d = _integers(scale, curvature, n, layout.min_scale, -layout.min_scale - 1)
-    for _ in range(2):
-        step = (d * scales).T.reshape(-1)
-        codes = rounder(x * safe_divide(np.float32(1), step))
-        lx = _per_block(np.einsum("vg,vg,vg->g", codes, x, w), n)
-        ll = _per_block(np.einsum("vg,vg,vg->g", codes, codes, w), n)
-        fitted = safe_divide((scales * lx).sum(axis=0), (scales * scales * ll).sum(axis=0))
-        d = as_half(fitted[:, None])[:, 0]
-    step = (d * scales).T.reshape(-1)
-    codes = rounder(x * safe_divide(np.float32(1), step))
+    scales, d = _integers(scale, curvature, n, limit, layout.min_scale)
+    d = _refit_symmetric(x, w, rounder, scales, d)
+    codes = _symmetric_codes(x, rounder, scales, d)
     return layout.pack(
-        Symmetric(_rows(codes.astype(np.int8), n), scales.T.astype(np.int8), d[:, None])
+        Symmetric(
+            codes=_rows(codes, n).astype(np.int8),
+            scales=scales.T.astype(np.int8),
+            d=d[:, None],
+        )
     )
 
 
-_OFFSETS = {
-    "Q2_K": np.linspace(-0.9, 0.9, 19),
-    "Q4_K": np.linspace(-0.9, 0.9, 19),
-    "Q5_K": np.linspace(-0.9, 0.9, 19),
-}
-_TARGETS = {
-    "Q3_K": np.linspace(-4.9, -3.1, 19),
-    "Q6_K": np.linspace(-32.9, -31.1, 19),
-}
+def _integers(
+    real: Values, cost: Values, n: int, limit: Rounder, edge: int
+) -> tuple[Values, Values]:
+    """Integers [subs, n] and the half d [n] with d * integers near `real` [n * subs]."""
+    real, cost = _per_block(real, n), _per_block(cost, n)
+    d, _ = fit_scale(real, cost, limit, edge * _SCALE_TARGETS)
+    d = _half(d)
+    return limit(real * inverse(d)), d
 
 
-def _columns(blocks: Values, subs: int) -> Values:
-    """[n, 256] to [256 / subs, n * subs]: sub-blocks in columns."""
-    return np.ascontiguousarray(blocks.reshape(len(blocks) * subs, -1).T)
-
-
-def _rows(columns: NDArray, n: int) -> NDArray:
-    return np.ascontiguousarray(columns.T).reshape(n, -1)
-
-
-def _per_block(of_subs: Values, n: int) -> Values:
-    """[n * subs] to [subs, n]."""
-    return of_subs.reshape(n, -1).T
-
-
-def _integers(real: Values, cost: Values, n: int, low: int, high: int) -> tuple[Values, Values]:
-    """Integers [subs, n] within low..high and the half d [n] with d * integers near `real` [n * subs]."""
-    real, cost = np.ascontiguousarray(_per_block(real, n)), _per_block(cost, n)
-    rounder = integers(low, high)
-    edge = low if low else high
-    d, _ = fit_scale(real, np.ascontiguousarray(cost), rounder, edge + np.linspace(-0.9, 0.9, 19))
-    d = as_half(d[:, None])[:, 0]
-    return rounder(real * safe_divide(np.float32(1), d)), d
+def _nudge(
+    x: Values,
+    w: Values,
+    rounder: Rounder,
+    limit: Rounder,
+    scales: Values,
+    mins: Values,
+    d: Values,
+    dmin: Values,
+) -> tuple[Values, Values]:
+    """The integers, each of every sub-block one lower, equal or one higher, whichever loses least."""
+    best = np.full(scales.shape, np.inf, np.float32)
+    best_scales, best_mins = scales, mins
+    for scale_move, min_move in product((0, -1, 1), repeat=2):
+        moved, moved_mins = limit(scales + scale_move), limit(mins + min_move)
+        error, step, offset = _affine_codes(x, rounder, moved, moved_mins, d, dmin)
+        error *= step
+        error -= offset
+        error -= x
+        loss = _per_block(np.einsum("vg,vg,vg->g", error, error, w), len(d))
+        better = loss < best
+        best = np.where(better, loss, best)
+        best_scales = np.where(better, moved, best_scales)
+        best_mins = np.where(better, moved_mins, best_mins)
+    return best_scales, best_mins
 
 
 def _affine_codes(
-    x: Values, scales: Values, mins: Values, d: Values, dmin: Values, layout: AffineLayout
-) -> Values:
-    step = (d * scales).T.reshape(-1)
-    codes = (x + (dmin * mins).T.reshape(-1)) * safe_divide(np.float32(1), step)
-    return np.clip(np.rint(codes, out=codes), 0, layout.max_code, out=codes)
+    x: Values, rounder: Rounder, scales: Values, mins: Values, d: Values, dmin: Values
+) -> tuple[Values, Values, Values]:
+    """Codes for these scales, and the steps and offsets of the columns."""
+    step, offset = _per_column(d * scales), _per_column(dmin * mins)
+    return rounder((x + offset) * inverse(step)), step, offset
 
 
 def _refit_affine(
-    x: Values, w: Values, codes: Values, scales: Values, mins: Values, d: Values, dmin: Values
+    x: Values, w: Values, rounder: Rounder, scales: Values, mins: Values, d: Values, dmin: Values
 ) -> tuple[Values, Values]:
+    """d and dmin of the least squares for the codes that the given ones lead to."""
     n = len(d)
+    codes, _, _ = _affine_codes(x, rounder, scales, mins, d, dmin)
     l1 = _per_block(np.einsum("vg,vg->g", codes, w), n)
     ll = _per_block(np.einsum("vg,vg,vg->g", codes, codes, w), n)
     xl = _per_block(np.einsum("vg,vg,vg->g", codes, x, w), n)
     x1 = _per_block(np.einsum("vg,vg->g", x, w), n)
     w1 = _per_block(w.sum(axis=0), n)
-    # value = d (scale l) - dmin min: the normal equations over a block
-    aa, ab = (scales**2 * ll).sum(axis=0), (scales * mins * l1).sum(axis=0)
-    bb = (mins**2 * w1).sum(axis=0)
+    # value = d (scale code) - dmin min: the two normal equations of a block
+    aa, ab = (scales * scales * ll).sum(axis=0), (scales * mins * l1).sum(axis=0)
+    bb = (mins * mins * w1).sum(axis=0)
     ax, bx = (scales * xl).sum(axis=0), (mins * x1).sum(axis=0)
     det = aa * bb - ab * ab
-    good = det > 1e-4 * aa * bb
-    safe = np.where(good, det, 1)
-    new_d = np.where(good, (ax * bb - ab * bx) / safe, d)
-    new_dmin = np.where(good, (ab * ax - aa * bx) / safe, dmin)
-    return as_half(new_d[:, None])[:, 0], as_half(new_dmin[:, None])[:, 0]
+    # Nearly dependent equations (say, only one code in use) say nothing in float32: keep what is.
+    det = np.where(det > 1e-3 * aa * bb, det, 0)
+    return (
+        _half(np.where(det > 0, safe_divide(ax * bb - ab * bx, det), d)),
+        _half(np.where(det > 0, safe_divide(ab * ax - aa * bx, det), dmin)),
+    )
+
+
+def _symmetric_codes(x: Values, rounder: Rounder, scales: Values, d: Values) -> Values:
+    return rounder(x * inverse(_per_column(d * scales)))
+
+
+def _refit_symmetric(x: Values, w: Values, rounder: Rounder, scales: Values, d: Values) -> Values:
+    codes = _symmetric_codes(x, rounder, scales, d)
+    lx = _per_block(np.einsum("vg,vg,vg->g", codes, x, w), len(d))
+    ll = _per_block(np.einsum("vg,vg,vg->g", codes, codes, w), len(d))
+    return _half(safe_divide((scales * lx).sum(axis=0), (scales * scales * ll).sum(axis=0)))
+
+
+def _half(scale: Values) -> Values:
+    return as_half(scale[:, None])[:, 0]
+
+
+def _columns(blocks: Values, subs: int) -> Values:
+    """[n, 256] to [256 / subs, n * subs]."""
+    return np.ascontiguousarray(blocks.reshape(len(blocks) * subs, -1).T)
+
+
+def _column_weights(values: Values, weight: Values | None, subs: int) -> Values:
+    return _columns(np.ones_like(values) if weight is None else weight, subs)
+
+
+def _rows(columns: Values, n: int) -> Values:
+    """[256 / subs, n * subs] to [n, 256]."""
+    return columns.T.reshape(n, -1)
+
+
+def _per_block(of_columns: Values, n: int) -> Values:
+    """[n * subs] to [subs, n]."""
+    return np.ascontiguousarray(of_columns.reshape(n, -1).T)
+
+
+def _per_column(of_subs: Values) -> Values:
+    """[subs, n] to [n * subs]."""
+    return of_subs.T.reshape(-1)

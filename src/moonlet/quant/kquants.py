@@ -92,11 +92,11 @@ def _unpack_q2_k(blocks: Blocks) -> Affine:
     packed = blocks[:, :16]
     codes = unpack(blocks[:, 16:80], 2, 32)
     halves = from_half(blocks[:, 80:])
-    return Affine(codes, packed & np.uint8(15), packed >> 4, halves[:, :1], halves[:, 1:])
+    return Affine(codes, packed & np.uint8(15), packed >> np.uint8(4), halves[:, :1], halves[:, 1:])
 
 
 def _pack_q2_k(parts: Affine) -> Blocks:
-    packed = parts.scales | parts.mins << 4
+    packed = parts.scales | parts.mins << np.uint8(4)
     return _joined(packed, pack(parts.codes, 2, 32), to_half(parts.d), to_half(parts.dmin))
 
 
@@ -115,7 +115,7 @@ def _pack_q4_k(parts: Affine) -> Blocks:
 def _unpack_q5_k(blocks: Blocks) -> Affine:
     # d, dmin, 12 bytes of scales and mins, 32 bytes of fifth bits, 128 bytes of low nibbles
     halves = from_half(blocks[:, :4])
-    codes = unpack(blocks[:, 48:], 4, 32) | unpack(blocks[:, 16:48], 1, 32) << 4
+    codes = unpack(blocks[:, 48:], 4, 32) | unpack(blocks[:, 16:48], 1, 32) << np.uint8(4)
     return Affine(codes, *_unpack_6_bits(blocks[:, 4:16]), halves[:, :1], halves[:, 1:])
 
 
@@ -168,7 +168,7 @@ def _unpack_6_bits(field: Blocks) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]
     scales and of mins 4-7, whose top pairs are the top bits of bytes 0-3 and 4-7.
     """
     first, low = field[:, :8] & np.uint8(63), unpack(field[:, 8:], 4, 4)
-    high = field[:, :8] >> 6 << 4
+    high = field[:, :8] >> np.uint8(6) << np.uint8(4)
     scales = np.concatenate([first[:, :4], low[:, :4] | high[:, :4]], axis=1)
     mins = np.concatenate([first[:, 4:], low[:, 4:] | high[:, 4:]], axis=1)
     return scales, mins
@@ -176,7 +176,8 @@ def _unpack_6_bits(field: Blocks) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]
 
 def _pack_6_bits(scales: NDArray[np.uint8], mins: NDArray[np.uint8]) -> Blocks:
     last = np.concatenate([scales[:, 4:], mins[:, 4:]], axis=1)
-    first = np.concatenate([scales[:, :4], mins[:, :4]], axis=1) | last >> 4 << 6
+    first = np.concatenate([scales[:, :4], mins[:, :4]], axis=1)
+    first |= last >> np.uint8(4) << np.uint8(6)
     return np.concatenate([first, pack(last & np.uint8(15), 4, 4)], axis=1)
 
 

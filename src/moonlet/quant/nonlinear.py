@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moonlet.quant.bits import as_half, from_half, pack, to_half, unpack
-from moonlet.quant.search import Values, fit_scale, integers, safe_divide
+from moonlet.quant.rounding import inverse
+from moonlet.quant.search import Values, fit_scale, integers
 
 Blocks = NDArray[np.uint8]
 
@@ -25,8 +26,8 @@ _CODE_OF_CELL = np.searchsorted((LEVELS[1:] + LEVELS[:-1]) / 2, _CELLS, side="ri
     np.uint8
 )
 _LEVEL_OF_CELL = LEVELS[_CODE_OF_CELL]
-# Where the largest value is tried: around either end of the levels.
-_TARGETS = (*np.linspace(-134, -120, 15), *np.linspace(106, 120, 15))
+# Where the largest value is tried: around either end of the levels, as far as that helped.
+_TARGETS = np.concatenate([np.linspace(-150, -90, 16), np.linspace(75, 130, 14)])
 
 
 def decode_iq4_nl(blocks: Blocks) -> Values:
@@ -47,7 +48,7 @@ def encode_iq4_nl(values: Values, weight: Values | None) -> Blocks:
     weight = np.ones_like(values) if weight is None else weight
     d, _ = fit_scale(values.T.copy(), weight.T.copy(), _nearest_level, _TARGETS)
     d = as_half(d[:, None])
-    codes = _CODE_OF_CELL[_cell(values * safe_divide(np.float32(1), d))]
+    codes = _CODE_OF_CELL[_cell(values * inverse(d))]
     return np.concatenate([to_half(d), pack(codes, 4, 16)], axis=1)
 
 
@@ -62,9 +63,9 @@ def encode_iq4_xs(values: Values, weight: Values | None) -> Blocks:
     targets = np.linspace(-32.9, -31.1, 19)
     d, _ = fit_scale(real.T.copy(), cost.reshape(n, 8).T.copy(), rounder, targets)
     d = as_half(d[:, None])
-    scales = rounder(real * safe_divide(np.float32(1), d))
+    scales = rounder(real * inverse(d))
     step = (d * scales).reshape(-1, 1)
-    codes = _CODE_OF_CELL[_cell(groups * safe_divide(np.float32(1), step))].reshape(n, -1)
+    codes = _CODE_OF_CELL[_cell(groups * inverse(step))].reshape(n, -1)
     sixes = (scales + 32).astype(np.uint8)
     return np.concatenate(
         [to_half(d), pack(sixes >> 4, 2, 1), pack(sixes & 15, 4, 1), pack(codes, 4, 16)], axis=1

@@ -2,8 +2,8 @@
 
 For a group of values x with weights w and codes l from a few integers, the best scale of given codes is a
 least-squares fit, and the best codes of a given scale are found by rounding; both together are not a
-smooth problem. So a row of trial scales is rounded, each fitted, and the fit with the smallest error kept.
-The idea is that of llama.cpp's reference encoders; here the squared error itself is what is minimised.
+smooth problem. So codes are rounded with a row of trial scales, the best scale fitted to each, and the fit
+with the smallest error kept, after one more round of the same from there. The idea is that of llama.cpp's reference encoders; here the squared error itself is what is minimised.
 
 Groups lie in columns: x and w are float32 [values, groups], so that every sum runs over the first axis and
 every operation over all groups at once.
@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from moonlet.quant.rounding import inverse
+
 Values = NDArray[np.float32]
 # Turns values divided by a scale into the nearest allowed codes, as float32, in place or not.
 Rounder = Callable[[Values], Values]
@@ -21,7 +23,7 @@ Rounder = Callable[[Values], Values]
 _TINY = np.float32(1e-15)  # groups smaller than this vanish in any half-float scale
 
 
-def safe_divide(over: Values, under: Values) -> Values:
+def safe_divide(over: NDArray[np.floating], under: Values) -> Values:
     """over / under, and 0 where the divisor is 0 or next to it."""
     over, under = np.broadcast_arrays(over, under)
     usable = np.abs(under) > np.float32(1e-30)
@@ -46,21 +48,25 @@ def fit_scale(
     """
     at = np.abs(x).argmax(axis=0)
     peak = np.take_along_axis(x, at[None], axis=0)[0]
-    per_target = safe_divide(np.float32(1), np.where(np.abs(peak) > _TINY, peak, 0))
+    per_target = inverse(np.where(np.abs(peak) > _TINY, peak, 0))
     best = np.zeros_like(peak)
     scale, curvature = np.zeros_like(peak), np.zeros_like(peak)
     wx = w * x
-    trial = np.empty_like(x)
-    for target in targets:
-        codes = rounder(np.multiply(x, per_target * np.float32(target), out=trial))
+
+    def consider(scaled: Values) -> None:
+        codes = rounder(scaled)
         lx = np.einsum("vg,vg->g", codes, wx)
         ll = np.einsum("vg,vg,vg->g", codes, codes, w)
         fitted = safe_divide(lx, ll)
         gain = fitted * lx
         better = gain > best
-        np.copyto(best, gain, where=better)
-        np.copyto(scale, fitted, where=better)
-        np.copyto(curvature, ll, where=better)
+        for kept, new in ((best, gain), (scale, fitted), (curvature, ll)):
+            np.copyto(kept, new, where=better)
+
+    trial = np.empty_like(x)
+    for target in targets:
+        consider(np.multiply(x, per_target * np.float32(target), out=trial))
+    consider(np.multiply(x, inverse(scale), out=trial))
     return scale, curvature
 
 
@@ -74,26 +80,29 @@ def fit_affine(
     """
     low = np.minimum(x.min(axis=0), np.float32(0))
     span = x.max(axis=0) - low
-    per_code = safe_divide(np.float32(1), np.where(span > _TINY, span, 0))
+    per_code = inverse(np.where(span > _TINY, span, 0))
     total = w.sum(axis=0)
     mean = np.einsum("vg,vg->g", w, x) / total
     wx = w * (x - mean)
     best = np.full_like(mean, np.inf)
     scale, minimum, curvature = np.zeros_like(mean), -low, np.zeros_like(mean)
-    above = x - low
-    trial = np.empty_like(x)
-    for offset in offsets:
-        np.multiply(above, per_code * np.float32(top + offset), out=trial)
-        codes = np.minimum(np.rint(trial, out=trial), np.float32(top), out=trial)
+
+    def consider(scaled: Values) -> None:
+        codes = np.clip(np.rint(scaled, out=scaled), 0, top, out=scaled)
         l1 = np.einsum("vg,vg->g", codes, w)
         ll = np.einsum("vg,vg,vg->g", codes, codes, w)
         lx = np.einsum("vg,vg->g", codes, wx)
         fitted, lowest, loss = solve_affine(total, mean, l1, ll, lx)
         better = loss < best
-        np.copyto(best, loss, where=better)
-        np.copyto(scale, fitted, where=better)
-        np.copyto(minimum, lowest, where=better)
-        np.copyto(curvature, ll, where=better)
+        news = ((best, loss), (scale, fitted), (minimum, lowest), (curvature, ll))
+        for kept, new in news:
+            np.copyto(kept, new, where=better)
+
+    above, trial = x - low, np.empty_like(x)
+    for offset in offsets:
+        consider(np.multiply(above, per_code * np.float32(top + offset), out=trial))
+    np.add(x, minimum, out=trial)
+    consider(np.multiply(trial, inverse(scale), out=trial))
     return scale, minimum, curvature
 
 
@@ -106,7 +115,7 @@ def solve_affine(
     mean is that of x; subtracting it first is what keeps float32 exact enough.
     """
     spread = ll - l1 * l1 / total
-    scale = safe_divide(lx, np.where(spread > 1e-6 * ll, spread, 0))
+    scale = safe_divide(lx, np.where(spread > 1e-6 * ll, spread, np.float32(0)))
     loss = -scale * lx
     minimum = scale * l1 / total - mean
     # Where the minimum would be negative it is 0, and the scale is that of a line through the origin.

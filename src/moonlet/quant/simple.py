@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from moonlet.quant import bf16
 from moonlet.quant.bits import as_half, from_half, pack, to_half, unpack
 from moonlet.quant.rounding import inverse, round_half_away
-from moonlet.quant.search import fit_affine, fit_scale, integers, safe_divide
+from moonlet.quant.search import fit_affine, fit_scale, integers
 
 Blocks = NDArray[np.uint8]
 Values = NDArray[np.float32]
@@ -141,7 +141,9 @@ def encode_mxfp4(values: Values, weight: Values | None) -> Blocks:
     first = np.where(absmax > 0, exponent, 0).clip(0, 254)
     codes, loss = _e2m1(values, first, weight)
     wider, wider_loss = _e2m1(values, first + 1, weight)
-    take = 4 * wider_loss < loss  # each loss counts squares of its own scale, and one is twice the other
+    take = (
+        4 * wider_loss < loss
+    )  # each loss counts squares of its own scale, and one is twice the other
     exponents = np.where(take, first + 1, first).astype(np.uint8)
     return np.concatenate([exponents, pack(np.where(take, wider, codes), 4, 16)], axis=1)
 
@@ -170,10 +172,11 @@ def _symmetric(
         codes = np.trunc(values * inverse(d) + np.float32(half + 0.5))
         return codes.clip(0, 2 * half - 1).astype(np.uint8), to_half(d)
     rounder = integers(-half, half - 1)
-    targets = np.linspace(-half - 0.9, -half + 0.9, 19)
+    # The largest value is tried at codes from a quarter beyond the lowest to three quarters of it.
+    targets = np.linspace(-1.25 * half, -0.75 * half, 24)
     d, _ = fit_scale(values.T.copy(), weight.T.copy(), rounder, targets)
     d = as_half(d[:, None])
-    codes = rounder(values * safe_divide(np.float32(1), d)) + np.float32(half)
+    codes = rounder(values * inverse(d)) + np.float32(half)
     return codes.astype(np.uint8), to_half(d)
 
 
@@ -186,8 +189,10 @@ def _affine(
         d = (values.max(axis=1, keepdims=True) - low) / np.float32(top)
         codes = np.trunc((values - low) * inverse(d) + np.float32(0.5))
         return codes.clip(0, top).astype(np.uint8), to_half(np.concatenate([d, low], axis=1))
-    above = np.ascontiguousarray((values - low).T)
-    d, below, _ = fit_affine(above, weight.T.copy(), top, np.linspace(-0.9, 0.9, 19))
-    halves = as_half(np.stack([d, low[:, 0] - below], axis=1))
-    codes = (values - halves[:, 1:]) * safe_divide(np.float32(1), halves[:, :1])
+    # Seen from their largest value all are below 0, so that the fitted minimum is free.
+    high = values.max(axis=1)
+    below = np.ascontiguousarray(values.T) - high
+    d, depth, _ = fit_affine(below, weight.T.copy(), top, np.linspace(-2, 2, 19))
+    halves = as_half(np.stack([d, high - depth], axis=1))
+    codes = (values - halves[:, 1:]) * inverse(halves[:, :1])
     return integers(0, top)(codes).astype(np.uint8), to_half(halves)
