@@ -85,8 +85,10 @@ def test_files(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_text("x")
     with pytest.raises(CheckpointError, match="is a file; give the folder"):
         resolve(str(tmp_path / "model.safetensors"))
-    with pytest.raises(NotSupportedError, match="GGUF"):
+    with pytest.raises(CheckpointError, match="there is no file"):
         resolve(str(tmp_path / "kimi.GGUF"))
+    (tmp_path / "kimi.GGUF").write_text("x")
+    assert resolve(str(tmp_path / "kimi.GGUF")) == tmp_path / "kimi.GGUF"
 
 
 def http_error(kind: str) -> Exception:

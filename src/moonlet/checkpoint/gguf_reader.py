@@ -16,11 +16,12 @@ from moonlet.checkpoint.convert_layout import blocks_of
 from moonlet.checkpoint.gguf import GgufFile, GgufTensor, open_parts
 from moonlet.checkpoint.gguf_config import config_from_gguf
 from moonlet.checkpoint.gguf_names import Form, GgufSlot, forms_of, from_gguf, is_left_out
+from moonlet.checkpoint.gguf_tokenizer import vocabulary_from_gguf
 from moonlet.checkpoint.gguf_vision import find_mmproj, preprocessor_from_gguf, vision_from_gguf
 from moonlet.checkpoint.stored import StoredMatrix
 from moonlet.checkpoint.untrusted import shown
 from moonlet.config import TensorSpec, tensor_specs
-from moonlet.errors import CheckpointError, ConfigError, NotSupportedError
+from moonlet.errors import CheckpointError, ConfigError, NotSupportedError, TokenizerError
 from moonlet.quant import decode
 
 _TORCH_TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -67,6 +68,14 @@ class GgufCheckpoint:
         """The template in Jinja that the file carries."""
         template = self.metadata.get("tokenizer.chat_template")
         return template if isinstance(template, str) else None
+
+    def vocabulary(self) -> tuple[list[bytes], dict[str, int]]:
+        """The tokens in order of rank and the ids of the special ones, as `chat.Tokenizer` takes them.
+
+        Raises NotSupportedError or TokenizerError when it is not Kimi's vocabulary, or damaged.
+        """
+        with _told_of(self.path):
+            return vocabulary_from_gguf(self.metadata)
 
     @property
     def preprocessor(self) -> dict[str, object] | None:
@@ -197,10 +206,10 @@ class GgufCheckpoint:
 
 @contextmanager
 def _told_of(path: Path) -> Iterator[None]:
-    """Puts the name of the file before what is wrong with its configuration."""
+    """Puts the name of the file before what is wrong with its metadata."""
     try:
         yield
-    except (ConfigError, NotSupportedError) as error:
+    except (ConfigError, NotSupportedError, TokenizerError) as error:
         raise type(error)(f"{path}: {error}") from error
 
 

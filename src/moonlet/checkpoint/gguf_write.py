@@ -18,10 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moonlet.checkpoint.gguf import ARRAY, SCALARS, STRING
+from moonlet.checkpoint.gguf_config import ARCHITECTURE, config_to_gguf
+from moonlet.checkpoint.gguf_tokenizer import vocabulary_to_gguf
+from moonlet.config import ModelConfig
 from moonlet.errors import CheckpointError
 from moonlet.quant.types import type_of
 
 VERSION = 3
+QUANTIZATION_VERSION = 2  # of ggml's block formats
 ALIGNMENT = 32
 _KIND_OF = {dtype: kind for kind, dtype in SCALARS.items()}
 
@@ -115,6 +119,35 @@ class GgufWriter:
             self._file.write(data)
         except OSError as error:
             raise CheckpointError(f"cannot write {self.path}: {error.strerror}") from error
+
+
+def gguf_metadata(
+    config: ModelConfig,
+    name: str,
+    file_type: int,
+    vocabulary: tuple[Sequence[bytes], Mapping[str, int]] | None = None,
+    template: str | None = None,
+) -> dict[str, Any]:
+    """All metadata of a text model's file.
+
+    `file_type` is the number that llama.cpp gives the mix of types; it informs people only. `vocabulary` is
+    as in `vocabulary_to_gguf`, `template` the chat template in Jinja. Raises NotSupportedError or
+    TokenizerError for what a GGUF file cannot hold.
+    """
+    values: dict[str, Any] = {
+        "general.architecture": ARCHITECTURE,
+        "general.type": "model",
+        "general.name": name,
+        "general.file_type": file_type,
+        "general.quantization_version": QUANTIZATION_VERSION,
+        **config_to_gguf(config),
+        "tokenizer.ggml.model": "none",
+    }
+    if vocabulary is not None:
+        values |= vocabulary_to_gguf(*vocabulary)
+    if template is not None:
+        values["tokenizer.chat_template"] = template
+    return values
 
 
 def _start(metadata: Mapping[str, Any], tensors: Sequence[TensorInfo]) -> bytes:

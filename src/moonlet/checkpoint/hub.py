@@ -8,7 +8,7 @@ from typing import cast
 
 from moonlet.checkpoint.untrusted import shown
 from moonlet.config import load_config
-from moonlet.errors import CheckpointError, NotSupportedError
+from moonlet.errors import CheckpointError
 
 # Data only: nothing that could be executed is ever fetched. Folders hold other copies of the weights.
 PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.txt", "tiktoken.model"]
@@ -17,23 +17,23 @@ _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.
 
 
 def resolve(model: str) -> Path:
-    """The folder of a checkpoint: `model` itself, or the download of the repository `org/name`.
+    """The folder or GGUF file `model`, or the folder with the download of the repository `org/name`.
 
     A download goes to the cache of huggingface_hub and is taken from there the next time. The weights
     come only when config.json describes a model of this family. Raises CheckpointError when there is
-    no such folder or repository or it cannot be fetched, NotSupportedError for a GGUF file, and
-    ConfigError or NotSupportedError for the config.json of a repository.
+    no such folder, file or repository or it cannot be fetched, and ConfigError or NotSupportedError for
+    the config.json of a repository.
     """
-    if model.lower().endswith(".gguf"):
-        raise NotSupportedError(
-            f"{model}: GGUF files are not supported yet; give a folder of safetensors"
-        )
     try:
         path = Path(model).expanduser()
         exists = path.exists()
     except (OSError, RuntimeError, ValueError) as error:  # too long, no such user, a null character
         raise CheckpointError(f"{shown(model)} is not a path: {shown(str(error))}") from error
     if model and path.is_dir():
+        return path
+    if model.lower().endswith(".gguf"):
+        if not exists:
+            raise CheckpointError(f"there is no file {shown(model)} here")
         return path
     if model and exists:
         raise CheckpointError(f"{model} is a file; give the folder that it lies in")
