@@ -268,7 +268,7 @@ void bind_weights(nb::module_& m) {
       .def("pack", &PackedMatrix::pack, nb::arg("type"), nb::arg("rows").noconvert(),
            nb::arg("scale").noconvert() = nb::none(), nb::arg("index") = 0)
       .def("__call__", &multiply, nb::arg("x").noconvert(), nb::arg("out").noconvert() = nb::none(),
-           nb::arg("isa") = nb::none())
+           nb::arg("isa").none() = nb::none())
       .def_ro("type", &PackedMatrix::type)
       .def_ro("count", &PackedMatrix::count)
       .def_prop_ro("rows", [](const PackedMatrix& p) { return p.matrix.rows; })
@@ -290,9 +290,9 @@ void bind_weights(nb::module_& m) {
       .def_prop_ro("bytes", &PackedExperts::bytes);
   m.def("ffn", &run_ffn, nb::arg("experts").none(), nb::arg("shared").none(), nb::arg("x").noconvert(),
         nb::arg("ids").noconvert() = nb::none(), nb::arg("weights").noconvert() = nb::none(),
-        nb::arg("isa") = nb::none());
+        nb::arg("isa").none() = nb::none());
   m.def("rms_norm", &rms_norm, nb::arg("x").noconvert(), nb::arg("weight").noconvert(), nb::arg("eps"),
-        nb::arg("isa") = nb::none());
+        nb::arg("isa").none() = nb::none());
   m.def("num_threads", &num_threads);
   m.def("set_num_threads", &set_num_threads, nb::arg("count"));
 }
