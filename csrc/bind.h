@@ -3,11 +3,14 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <string>
 
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
 
 #include "kernels.h"
 
@@ -26,10 +29,12 @@ inline void require(bool ok, const std::string& message) {
 
 inline std::string str(size_t number) { return std::to_string(number); }
 
-inline const Kernels& chosen(const char* isa) {
-  if (isa == nullptr) return kernels();
-  const Kernels* table = find_kernels(isa);
-  require(table != nullptr, std::string("this CPU does not run ") + isa + " kernels");
+using Isa = std::optional<std::string>;
+
+inline const Kernels& chosen(const Isa& isa) {
+  if (!isa) return kernels();
+  const Kernels* table = find_kernels(isa->c_str());
+  require(table != nullptr, "this CPU does not run " + *isa + " kernels");
   return *table;
 }
 

@@ -124,7 +124,7 @@ using Activation = nb::ndarray<const float, nb::numpy, nb::c_contig, nb::device:
 // x [T, count, n], n at least the columns, of which the first are used; [T, n] will do when count is 1. The same for
 // out, of whose rows the first are written; without it a new array is made.
 NewArray<float> multiply(const PackedMatrix& packed, Activation x, std::optional<NewArray<float>> given,
-                         const char* isa) {
+                         const Isa& isa) {
   const Matrix& m = packed.matrix;
   const size_t dims = packed.count == 1 && x.ndim() == 2 ? 2 : 3;
   const auto is_wide = [&](const auto& array, size_t width) {
@@ -149,7 +149,7 @@ NewArray<float> multiply(const PackedMatrix& packed, Activation x, std::optional
 }
 
 // x [T, n]: the first columns of each row, as many as there are weights, are normed; the others are copied.
-NewArray<float> rms_norm(Array<float, 2> x, Array<float, 1> weight, float eps, const char* isa) {
+NewArray<float> rms_norm(Array<float, 2> x, Array<float, 1> weight, float eps, const Isa& isa) {
   const size_t tokens = x.shape(0), width = x.shape(1), count = weight.shape(0);
   require(count > 0 && count <= width, "a norm over " + str(count) + " of " + str(width) + " columns");
   auto out = new_array({tokens, width});
@@ -231,7 +231,7 @@ class PackedExperts {
 };
 
 NewArray<float> run_ffn(const PackedExperts* experts, const PackedFfn* shared, Array<float, 2> x,
-                        std::optional<Array<int32_t, 2>> ids, std::optional<Array<float, 2>> weights, const char* isa) {
+                        std::optional<Array<int32_t, 2>> ids, std::optional<Array<float, 2>> weights, const Isa& isa) {
   require(experts || shared, "neither experts nor a shared network");
   require((experts != nullptr) == ids.has_value() && ids.has_value() == weights.has_value(),
           "experts come with ids and weights, a network alone without");
@@ -268,7 +268,7 @@ void bind_weights(nb::module_& m) {
       .def("pack", &PackedMatrix::pack, nb::arg("type"), nb::arg("rows").noconvert(),
            nb::arg("scale").noconvert() = nb::none(), nb::arg("index") = 0)
       .def("__call__", &multiply, nb::arg("x").noconvert(), nb::arg("out").noconvert() = nb::none(),
-           nb::arg("isa").none() = nb::none())
+           nb::arg("isa") = nb::none())
       .def_ro("type", &PackedMatrix::type)
       .def_ro("count", &PackedMatrix::count)
       .def_prop_ro("rows", [](const PackedMatrix& p) { return p.matrix.rows; })
@@ -290,9 +290,9 @@ void bind_weights(nb::module_& m) {
       .def_prop_ro("bytes", &PackedExperts::bytes);
   m.def("ffn", &run_ffn, nb::arg("experts").none(), nb::arg("shared").none(), nb::arg("x").noconvert(),
         nb::arg("ids").noconvert() = nb::none(), nb::arg("weights").noconvert() = nb::none(),
-        nb::arg("isa").none() = nb::none());
+        nb::arg("isa") = nb::none());
   m.def("rms_norm", &rms_norm, nb::arg("x").noconvert(), nb::arg("weight").noconvert(), nb::arg("eps"),
-        nb::arg("isa").none() = nb::none());
+        nb::arg("isa") = nb::none());
   m.def("num_threads", &num_threads);
   m.def("set_num_threads", &set_num_threads, nb::arg("count"));
 }
