@@ -22,6 +22,8 @@ bool has_avx512_vnni() {
          __builtin_cpu_supports("avx512vnni");
 }
 
+bool has_avx512_bf16() { return has_avx512_vnni() && __builtin_cpu_supports("avx512bf16"); }
+
 #elif defined(__aarch64__)
 
 bool has_neon_dotprod() {
@@ -46,6 +48,7 @@ std::vector<std::string_view> supported_isas() {
   if (has_avx2()) {
     names.push_back("avx2");
     if (has_avx512_vnni()) names.push_back("avx512_vnni");
+    if (has_avx512_bf16()) names.push_back("avx512_bf16");
   }
 #elif defined(__aarch64__)
   if (has_neon_dotprod()) names.push_back("neon_dotprod");

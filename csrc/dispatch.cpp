@@ -11,14 +11,26 @@ namespace moonlet {
 extern const Kernels baseline_kernels;
 #if defined(__x86_64__)
 extern const Kernels avx2_kernels, avx512_vnni_kernels;
+extern const AttentionKernels avx512_bf16_attention;
 #elif defined(__aarch64__)
 extern const Kernels neon_dotprod_kernels;
 #endif
 
 namespace {
 
+#if defined(__x86_64__)
+Kernels with_bf16() {
+  Kernels table = avx512_vnni_kernels;
+  table.name = "avx512_bf16";
+  table.attention = avx512_bf16_attention;
+  return table;
+}
+#endif
+
 const Kernels* built(std::string_view name) {
 #if defined(__x86_64__)
+  static const Kernels avx512_bf16_kernels = with_bf16();
+  if (name == "avx512_bf16") return &avx512_bf16_kernels;
   if (name == "avx2") return &avx2_kernels;
   if (name == "avx512_vnni") return &avx512_vnni_kernels;
 #elif defined(__aarch64__)

@@ -51,6 +51,27 @@ using Gemm = void (*)(const uint8_t* weights, size_t panels, size_t panel_bytes,
 using FloatGemm = void (*)(const uint8_t* weights, size_t panels, size_t panel_bytes, size_t columns, const float* x,
                            size_t x_stride, size_t tokens, float* out, size_t out_stride);
 
+// Latent attention works on blocks of 64 cached rows of bfloat16. Two numbers whose products are added up lie together
+// in 32 bits, a pair: neighbouring columns of a row for the scores, neighbouring rows of a column for the values.
+constexpr size_t kBlock = 64;
+constexpr size_t kMaxRows = 64;    // queries in one call
+constexpr size_t kCodeGroup = 64;  // columns of an 8-bit row that share a scale
+
+struct AttentionKernels {
+  void (*to_bfloat)(const float* x, uint16_t* out, size_t count);
+  // A row of int8 codes and its scales, one for each kCodeGroup columns.
+  void (*bfloat_of_codes)(const int8_t* codes, const float* scales, uint16_t* out, size_t count);
+  // 64 rows as keys [pairs][64 rows] and values [tiles][32 pairs of rows][64 columns]; pairs is a multiple of 16.
+  void (*rearrange)(const uint16_t* const* rows, size_t pairs, size_t tiles, uint32_t* keys, uint32_t* values);
+  // `rows` queries [rows][pairs] look at the first `seen` rows of a block. The state of their softmax: the weighted
+  // sum of values out [rows][64 tiles], the largest score so far (-infinity at first), the sum of the weights.
+  void (*attend)(const uint32_t* keys, const uint32_t* values, size_t pairs, size_t tiles, size_t seen, float scale,
+                 const uint32_t* queries, size_t rows, float* out, float* max, float* sum);
+  // Adds the state of other blocks.
+  void (*merge)(float* out, float* max, float* sum, const float* other, const float* other_max, const float* other_sum,
+                size_t rows, size_t columns);
+};
+
 struct Kernels {
   const char* name;
   size_t max_tokens;  // in a tile
@@ -62,6 +83,7 @@ struct Kernels {
   void (*swiglu)(const float* gate, const float* up, float* out, size_t count);
   // out = x / rms(x) * weight
   void (*rms_norm)(const float* x, const float* weight, float eps, float* out, size_t count);
+  AttentionKernels attention;
 };
 
 const Kernels& kernels();                       // the widest that this CPU can run, or what MOONLET_ISA forces

@@ -6,6 +6,8 @@ namespace moonlet {
 namespace {
 #include "avx512_vec.inc"
 #include "panel.inc"
+#include "math.inc"
+#include "attention.inc"
 #include "plain.inc"
 }  // namespace
 

@@ -4,6 +4,8 @@ namespace moonlet {
 namespace {
 #include "baseline_vec.inc"
 #include "panel.inc"
+#include "math.inc"
+#include "attention.inc"
 #include "plain.inc"
 }  // namespace
 

@@ -11,7 +11,7 @@ from moonlet.kernels import _kernels
 
 STUB = Path(kernels.__file__).with_name("_kernels.pyi")
 KNOWN = {
-    "x86_64": ("baseline", "avx2", "avx512_vnni"),
+    "x86_64": ("baseline", "avx2", "avx512_vnni", "avx512_bf16"),
     "aarch64": ("baseline", "neon_dotprod"),
     "arm64": ("baseline", "neon_dotprod"),
 }
@@ -19,6 +19,7 @@ KNOWN = {
 CPU_FLAGS = {
     "avx2": {"avx2", "fma", "f16c"},
     "avx512_vnni": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"},
+    "avx512_bf16": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni", "avx512_bf16"},
     "neon_dotprod": {"asimddp"},
 }
 

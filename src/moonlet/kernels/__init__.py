@@ -12,7 +12,8 @@ __all__ = ["isa", "supported_isas"]
 def supported_isas() -> tuple[str, ...]:
     """Instruction sets that this CPU can run, narrowest first; the first is always "baseline".
 
-    The others: "avx2" (with FMA and F16C), "avx512_vnni" (F, BW, DQ, VL, VNNI), "neon_dotprod".
+    The others: "avx2" (with FMA and F16C), "avx512_vnni" (F, BW, DQ, VL, VNNI),
+    "avx512_bf16" (that and BF16), "neon_dotprod".
     """
     return tuple(_kernels.supported_isas())
 
