@@ -94,8 +94,9 @@ def _scales_and_signs(words: NDArray[np.uint32]) -> tuple[Values, Values]:
 
 
 def _quarter_scales(half: Blocks, nibbles: Blocks) -> Values:
-    factor = np.float32(0.5) + unpack(nibbles, 4, 1).astype(np.float32)
-    scale = from_half(half) * factor
+    scale = unpack(nibbles, 4, 1).astype(np.float32)
+    scale += np.float32(0.5)
+    scale *= from_half(half)
     scale *= np.float32(0.25)
     return scale
 

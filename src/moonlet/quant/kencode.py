@@ -27,6 +27,7 @@ from moonlet.quant.search import (
     fit_scale,
     integers,
     safe_divide,
+    total,
 )
 
 # Where the largest value is tried, relative to the top code of the affine types and as a code of the
@@ -51,7 +52,7 @@ def encode_affine(name: str, values: Values, weight: Values | None) -> NDArray[n
     rounder, limit = integers(0, layout.max_code), integers(0, layout.max_scale)
     scale, minimum, curvature = fit_affine(x, w, layout.max_code, _OFFSETS[name])
     scales, d = _integers(scale, curvature, n, limit, layout.max_scale)
-    mins, dmin = _integers(minimum, w.sum(axis=0), n, limit, layout.max_scale)
+    mins, dmin = _integers(minimum, total(w), n, limit, layout.max_scale)
     d, dmin = _refit_affine(x, w, rounder, scales, mins, d, dmin)
     scales, mins = _nudge(x, w, rounder, limit, scales, mins, d, dmin)
     d, dmin = _refit_affine(x, w, rounder, scales, mins, d, dmin)
@@ -115,7 +116,7 @@ def _nudge(
         error *= step
         error -= offset
         error -= x
-        loss = _per_block(np.einsum("vg,vg,vg->g", error, error, w), len(d))
+        loss = _per_block(total(error, error, w), len(d))
         better = loss < best
         best = np.where(better, loss, best)
         best_scales = np.where(better, moved, best_scales)
@@ -137,15 +138,15 @@ def _refit_affine(
     """d and dmin of the least squares for the codes that the given ones lead to."""
     n = len(d)
     codes, _, _ = _affine_codes(x, rounder, scales, mins, d, dmin)
-    l1 = _per_block(np.einsum("vg,vg->g", codes, w), n)
-    ll = _per_block(np.einsum("vg,vg,vg->g", codes, codes, w), n)
-    xl = _per_block(np.einsum("vg,vg,vg->g", codes, x, w), n)
-    x1 = _per_block(np.einsum("vg,vg->g", x, w), n)
-    w1 = _per_block(w.sum(axis=0), n)
+    l1 = _per_block(total(codes, w), n)
+    ll = _per_block(total(codes, codes, w), n)
+    xl = _per_block(total(codes, x, w), n)
+    x1 = _per_block(total(x, w), n)
+    w1 = _per_block(total(w), n)
     # value = d (scale code) - dmin min: the two normal equations of a block
-    aa, ab = (scales * scales * ll).sum(axis=0), (scales * mins * l1).sum(axis=0)
-    bb = (mins * mins * w1).sum(axis=0)
-    ax, bx = (scales * xl).sum(axis=0), (mins * x1).sum(axis=0)
+    aa, ab = total(scales, scales, ll), total(scales, mins, l1)
+    bb = total(mins, mins, w1)
+    ax, bx = total(scales, xl), total(mins, x1)
     det = aa * bb - ab * ab
     # Nearly dependent equations (say, only one code in use) say nothing in float32: keep what is.
     det = np.where(det > 1e-3 * aa * bb, det, 0)
@@ -161,9 +162,9 @@ def _symmetric_codes(x: Values, rounder: Rounder, scales: Values, d: Values) -> 
 
 def _refit_symmetric(x: Values, w: Values, rounder: Rounder, scales: Values, d: Values) -> Values:
     codes = _symmetric_codes(x, rounder, scales, d)
-    lx = _per_block(np.einsum("vg,vg,vg->g", codes, x, w), len(d))
-    ll = _per_block(np.einsum("vg,vg,vg->g", codes, codes, w), len(d))
-    return _half(safe_divide((scales * lx).sum(axis=0), (scales * scales * ll).sum(axis=0)))
+    lx = _per_block(total(codes, x, w), len(d))
+    ll = _per_block(total(codes, codes, w), len(d))
+    return _half(safe_divide(total(scales, lx), total(scales, scales, ll)))
 
 
 def _half(scale: Values) -> Values:

@@ -23,6 +23,22 @@ Rounder = Callable[[Values], Values]
 _TINY = np.float32(1e-15)  # groups smaller than this vanish in any half-float scale
 
 
+def total(*factors: NDArray[np.floating]) -> Values:
+    """Sums [groups] over the first axis of the product of the factors, all [values, groups].
+
+    Always added value by value, so that a group gets the same bits whatever stands beside it: einsum
+    rounds the last groups differently, and numpy sums a single column in another order.
+    """
+    product = factors[0]
+    if len(factors) > 1:
+        product = np.multiply(factors[0], factors[1])
+    for factor in factors[2:]:
+        product *= factor
+    if product.shape[1] == 1:
+        return np.add.accumulate(product, axis=0)[-1]
+    return np.add.reduce(product, axis=0)
+
+
 def safe_divide(over: NDArray[np.floating], under: Values) -> Values:
     """over / under, and 0 where the divisor is 0 or next to it."""
     over, under = np.broadcast_arrays(over, under)
@@ -55,8 +71,8 @@ def fit_scale(
 
     def consider(scaled: Values) -> None:
         codes = rounder(scaled)
-        lx = np.einsum("vg,vg->g", codes, wx)
-        ll = np.einsum("vg,vg,vg->g", codes, codes, w)
+        lx = total(codes, wx)
+        ll = total(codes, codes, w)
         fitted = safe_divide(lx, ll)
         gain = fitted * lx
         better = gain > best
@@ -81,18 +97,18 @@ def fit_affine(
     low = np.minimum(x.min(axis=0), np.float32(0))
     span = x.max(axis=0) - low
     per_code = inverse(np.where(span > _TINY, span, 0))
-    total = w.sum(axis=0)
-    mean = np.einsum("vg,vg->g", w, x) / total
+    w1 = total(w)
+    mean = total(w, x) / w1
     wx = w * (x - mean)
     best = np.full_like(mean, np.inf)
     scale, minimum, curvature = np.zeros_like(mean), -low, np.zeros_like(mean)
 
     def consider(scaled: Values) -> None:
         codes = np.clip(np.rint(scaled, out=scaled), 0, top, out=scaled)
-        l1 = np.einsum("vg,vg->g", codes, w)
-        ll = np.einsum("vg,vg,vg->g", codes, codes, w)
-        lx = np.einsum("vg,vg->g", codes, wx)
-        fitted, lowest, loss = solve_affine(total, mean, l1, ll, lx)
+        l1 = total(codes, w)
+        ll = total(codes, codes, w)
+        lx = total(codes, wx)
+        fitted, lowest, loss = solve_affine(w1, mean, l1, ll, lx)
         better = loss < best
         news = ((best, loss), (scale, fitted), (minimum, lowest), (curvature, ll))
         for kept, new in news:
@@ -107,21 +123,21 @@ def fit_affine(
 
 
 def solve_affine(
-    total: Values, mean: Values, l1: Values, ll: Values, lx: Values
+    w1: Values, mean: Values, l1: Values, ll: Values, lx: Values
 ) -> tuple[Values, Values, Values]:
     """Least-squares s and m >= 0 of x = s l - m, with the loss up to a constant of the group.
 
-    The sums are weighted: total = sum w, l1 = sum w l, ll = sum w l^2, lx = sum w l (x - mean), where
+    The sums are weighted: w1 = sum w, l1 = sum w l, ll = sum w l^2, lx = sum w l (x - mean), where
     mean is that of x; subtracting it first is what keeps float32 exact enough.
     """
-    spread = ll - l1 * l1 / total
+    spread = ll - l1 * l1 / w1
     scale = safe_divide(lx, np.where(spread > 1e-6 * ll, spread, np.float32(0)))
     loss = -scale * lx
-    minimum = scale * l1 / total - mean
+    minimum = scale * l1 / w1 - mean
     # Where the minimum would be negative it is 0, and the scale is that of a line through the origin.
     full = lx + mean * l1
     through_origin = safe_divide(full, ll)
-    origin_loss = total * mean * mean - through_origin * full
+    origin_loss = w1 * mean * mean - through_origin * full
     clipped = minimum < 0
     return (
         np.where(clipped, through_origin, scale),
