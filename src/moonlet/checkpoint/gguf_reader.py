@@ -116,7 +116,7 @@ class GgufCheckpoint:
         for a name or a block that the file does not store as one matrix.
         """
         self.validate()
-        stored = {slot.block: self._tensors[slot.name] for slot in self._forms[name]}
+        stored = self._stored(name)
         key = (name, expert, block)
         spec, rows = self._specs[name], slice(None)
         if None in stored and expert is not None and block is not None:
@@ -146,7 +146,14 @@ class GgufCheckpoint:
 
     def _fits(self, slot: GgufSlot) -> bool:
         found = self._tensors.get(slot.name)
-        return found is not None and found.shape == slot.shape
+        return found is not None and _without_ones(found.shape) == _without_ones(slot.shape)
+
+    def _stored(self, name: str) -> dict[str | None, GgufTensor]:
+        """What a file has of a canonical tensor, by block, in the shapes of its form."""
+        return {
+            slot.block: replace(self._tensors[slot.name], shape=slot.shape)
+            for slot in self._forms[name]
+        }
 
     def _compare(self) -> Problems:
         problems = Problems("loaded")
@@ -155,7 +162,7 @@ class GgufCheckpoint:
                 found = self._tensors.get(slot.name)
                 if found is None:
                     problems.add("missing", slot.name)
-                elif found.shape != slot.shape:
+                elif not self._fits(slot):
                     both = f"{slot.name} is {list(found.shape)}, wanted {list(slot.shape)}"
                     problems.add("of the wrong shape", both)
         known = {
@@ -175,7 +182,7 @@ class GgufCheckpoint:
     def _decoded(self, spec: TensorSpec, dtype: torch.dtype | None) -> torch.Tensor:
         wanted = dtype or getattr(torch, self.config.dtype)
         wanted = torch.float32 if spec.float32 else wanted
-        stored = {slot.block: self._tensors[slot.name] for slot in self._forms[spec.name]}
+        stored = self._stored(spec.name)
         if spec.part == "experts":
             out = torch.empty(spec.shape, dtype=wanted)
             for block, tensor in stored.items():
@@ -202,6 +209,12 @@ class GgufCheckpoint:
         out = torch.empty(tensor.shape, dtype=dtype)
         _fill(out, tensor, tensor.blocks())
         return out
+
+
+def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """`shape` from its first number above 1 on: llama.cpp does not store a stack of one as a stack."""
+    first = next((i for i, size in enumerate(shape[:-1]) if size > 1), len(shape) - 1)
+    return shape[first:]
 
 
 @contextmanager
