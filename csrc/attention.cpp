@@ -13,6 +13,7 @@ namespace moonlet {
 namespace {
 
 constexpr size_t kMaxChunks = 64;
+constexpr float kLog2E = 1.44269504f;
 
 size_t round_up(size_t n, size_t step) { return (n + step - 1) / step * step; }
 
@@ -31,6 +32,15 @@ struct Group {
   size_t chunks() const { return last / chunk + 1; }
 };
 
+// Of the rows of a group: weighted sum of values [rows][columns], largest score, sum of weights.
+struct State {
+  float *out, *max, *total;
+  size_t columns;
+  static size_t floats(size_t rows, size_t columns) { return rows * (columns + 2); }
+  State(float* memory, size_t rows, size_t columns)
+      : out(memory), max(memory + rows * columns), total(max + rows), columns(columns) {}
+};
+
 struct Call {
   const Kernels& kernels;
   const Cache& cache;
@@ -43,23 +53,12 @@ struct Call {
   size_t pairs, tiles, width;  // width: columns that rearranging reads of a row
 
   std::vector<Group> groups(size_t heads_each) const;
-  void run_chunk(const Group& group, size_t chunk, float* state) const;
   const uint16_t* bfloat_row(int32_t of, size_t at, uint16_t* room) const;
-  void finish(const Group& group, const float* state) const;
-
-  // A state is out [rows][64 tiles], max [rows], sum [rows].
-  size_t state_floats(size_t rows) const { return rows * (tiles * kBlock + 2); }
-  float* max_of(float* state, size_t rows) const { return state + rows * tiles * kBlock; }
-  void clear(float* state, size_t rows) const {
-    std::fill_n(state, rows * tiles * kBlock, 0.0f);
-    std::fill_n(max_of(state, rows), rows, -std::numeric_limits<float>::infinity());
-    std::fill_n(max_of(state, rows) + rows, rows, 0.0f);
-  }
-  void merge(const Group& group, float* state, float* other) const {
-    const size_t rows = group.rows();
-    float *max = max_of(state, rows), *other_max = max_of(other, rows);
-    kernels.attention.merge(state, max, max + rows, other, other_max, other_max + rows, rows, tiles * kBlock);
-  }
+  void run_chunk(const Group& group, size_t chunk, State state) const;
+  void merge(const Group& group, size_t chunk, State state, State other) const;
+  void finish(const Group& group, State state) const;
+  size_t state_floats(const Group& group) const { return State::floats(group.rows(), tiles * kBlock); }
+  State state(const Group& group, float* memory) const { return State(memory, group.rows(), tiles * kBlock); }
 };
 
 std::vector<Group> Call::groups(size_t heads_each) const {
@@ -98,52 +97,98 @@ const uint16_t* Call::bfloat_row(int32_t of, size_t at, uint16_t* room) const {
   return room;
 }
 
-void Call::run_chunk(const Group& group, size_t chunk, float* state) const {
-  const size_t rows = group.rows();
-  // Zeroed, for what lies behind the columns; the last row stays zero for positions behind the last.
-  const size_t room_bytes = 2 * width * (kBlock + 1), query_bytes = 4 * pairs * rows;
-  const size_t key_bytes = 4 * pairs * kBlock, value_bytes = 2 * tiles * kBlock * kBlock;
+void Call::run_chunk(const Group& group, size_t chunk, State state) const {
+  const size_t rows = group.rows(), columns = cache.columns;
+  const size_t key_bytes = 4 * pairs * kBlock, value_bytes = 2 * tiles * kBlock * kBlock, query_bytes = 4 * pairs * rows;
+  const size_t room_bytes = 2 * width * (kBlock + 1);
   uint8_t* memory = scratch().get(2, key_bytes + value_bytes + query_bytes + room_bytes);
   auto* keys = reinterpret_cast<uint32_t*>(memory);
-  auto* values_of = reinterpret_cast<uint32_t*>(memory + key_bytes);
+  auto* value_pairs = reinterpret_cast<uint32_t*>(memory + key_bytes);
   auto* queries = reinterpret_cast<uint32_t*>(memory + key_bytes + value_bytes);
   auto* room = reinterpret_cast<uint16_t*>(memory + key_bytes + value_bytes + query_bytes);
+  // Queries and copied rows stay zero behind their columns; the last row of the room stays zero, for positions that
+  // nobody has written yet.
   std::memset(queries, 0, query_bytes + room_bytes);
-
-  const size_t columns = cache.columns;
-  for (size_t t = 0; t < group.tokens; ++t) {
-    for (size_t h = 0; h < group.heads; ++h) {
-      const float* from = q + ((group.token + t) * heads + group.head + h) * columns;
-      kernels.attention.to_bfloat(from, reinterpret_cast<uint16_t*>(queries + (t * group.heads + h) * pairs), columns);
-    }
+  const uint16_t* zeros = room + kBlock * width;
+  for (size_t row = 0; row < rows; ++row) {
+    const size_t t = group.token + row / group.heads, head = group.head + row % group.heads;
+    kernels.attention.to_bfloat(q + (t * heads + head) * columns, reinterpret_cast<uint16_t*>(queries + row * pairs),
+                                columns);
   }
-  clear(state, rows);
-  float* max = max_of(state, rows);
-  const size_t end = std::min((chunk + 1) * group.chunk, group.last + 1);
-  for (size_t first = chunk * group.chunk; first < end; first += kBlock) {
+  const size_t begin = chunk * group.chunk, end = std::min(begin + group.chunk, group.last + 1);
+  for (size_t first = begin; first < end; first += kBlock) {
     const uint16_t* block[kBlock];
     for (size_t i = 0; i < kBlock; ++i) {
-      block[i] = first + i < end ? bfloat_row(sequence[group.token], first + i, room + i * width) : room + kBlock * width;
+      block[i] = first + i < end ? bfloat_row(sequence[group.token], first + i, room + i * width) : zeros;
     }
-    kernels.attention.rearrange(block, pairs, tiles, keys, values_of);
+    kernels.attention.rearrange(block, pairs, tiles, keys, value_pairs);
     for (size_t t = 0; t < group.tokens; ++t) {
       const size_t at = position[group.token + t], row = t * group.heads;
       if (at < first) continue;
-      kernels.attention.attend(keys, values_of, pairs, tiles, std::min(at + 1 - first, kBlock), scale,
-                               queries + row * pairs, group.heads, state + row * tiles * kBlock, max + row,
-                               max + rows + row);
+      kernels.attention.attend(keys, value_pairs, pairs, tiles, std::min(at + 1 - first, kBlock), first == begin, scale,
+                               queries + row * pairs, group.heads, state.out + row * state.columns, state.max + row,
+                               state.total + row);
     }
   }
 }
 
-void Call::finish(const Group& group, const float* state) const {
-  const float* sum = state + group.rows() * (tiles * kBlock + 1);
-  for (size_t row = 0; row < group.rows(); ++row) {
-    const size_t t = group.token + row / group.heads, h = group.head + row % group.heads;
-    float* to = out + (t * heads + h) * values;
-    const float inverse = 1.0f / sum[row];
-    for (size_t k = 0; k < values; ++k) to[k] = state[row * tiles * kBlock + k] * inverse;
+// Adds a later chunk, for the tokens that see any of it.
+void Call::merge(const Group& group, size_t chunk, State state, State other) const {
+  for (size_t t = 0; t < group.tokens; ++t) {
+    const size_t row = t * group.heads, offset = row * state.columns;
+    if (static_cast<size_t>(position[group.token + t]) < chunk * group.chunk) continue;
+    kernels.attention.merge(state.out + offset, state.max + row, state.total + row, other.out + offset, other.max + row,
+                            other.total + row, group.heads, state.columns);
   }
+}
+
+void Call::finish(const Group& group, State state) const {
+  for (size_t row = 0; row < group.rows(); ++row) {
+    const size_t t = group.token + row / group.heads, head = group.head + row % group.heads;
+    const float inverse = 1.0f / state.total[row];
+    const float* from = state.out + row * state.columns;
+    std::transform(from, from + values, out + (t * heads + head) * values, [=](float x) { return x * inverse; });
+  }
+}
+
+// All chunks of a group one after the other.
+void run_group(const Call& call, const Group& group) {
+  const size_t floats = call.state_floats(group);
+  float* memory = scratch().floats(1, 2 * floats);
+  const State state = call.state(group, memory), part = call.state(group, memory + floats);
+  call.run_chunk(group, 0, state);
+  for (size_t chunk = 1; chunk < group.chunks(); ++chunk) {
+    call.run_chunk(group, chunk, part);
+    call.merge(group, chunk, state, part);
+  }
+  call.finish(group, state);
+}
+
+// All chunks of all groups side by side: the same sums in the same order.
+void run_split(const Call& call, const std::vector<Group>& groups) {
+  std::vector<std::pair<const Group*, size_t>> tasks;
+  std::vector<size_t> offsets{0};  // of the states of a task
+  std::vector<size_t> firsts;      // first task of a group
+  for (const Group& group : groups) {
+    firsts.push_back(tasks.size());
+    for (size_t chunk = 0; chunk < group.chunks(); ++chunk) {
+      tasks.emplace_back(&group, chunk);
+      offsets.push_back(offsets.back() + call.state_floats(group));
+    }
+  }
+  float* memory = scratch().floats(0, offsets.back());
+  parallel_for(tasks.size(), [&](size_t i) {
+    const auto [group, chunk] = tasks[i];
+    call.run_chunk(*group, chunk, call.state(*group, memory + offsets[i]));
+  });
+  parallel_for(groups.size(), [&](size_t g) {
+    const Group& group = groups[g];
+    const State state = call.state(group, memory + offsets[firsts[g]]);
+    for (size_t chunk = 1; chunk < group.chunks(); ++chunk) {
+      call.merge(group, chunk, state, call.state(group, memory + offsets[firsts[g] + chunk]));
+    }
+    call.finish(group, state);
+  });
 }
 
 }  // namespace
@@ -151,62 +196,21 @@ void Call::finish(const Group& group, const float* state) const {
 void latent_attention(const Kernels& kernels, const Cache& cache, const float* q, const int32_t* sequence,
                       const int32_t* position, size_t tokens, size_t heads, size_t values, float scale, float* out) {
   if (tokens == 0 || heads == 0) return;
-  const size_t columns = cache.columns, pairs = round_up(columns, 32) / 2, tiles = (values + kBlock - 1) / kBlock;
-  const Call call{kernels, cache, q, sequence, position, tokens, heads, values, scale, out,
-                  pairs, tiles, std::max(2 * pairs, tiles * kBlock)};
-
-  // Groups are large, as rearranging a block costs as much as a few queries, unless threads would be without work.
-  const size_t wanted = 4 * num_threads();
-  size_t heads_each = (heads + (heads + kMaxRows - 1) / kMaxRows - 1) / ((heads + kMaxRows - 1) / kMaxRows);
+  const size_t pairs = round_up(cache.columns, 32) / 2, tiles = round_up(values, kBlock) / kBlock;
+  const Call call{kernels, cache,  q,     sequence, position, tokens, heads, values, scale * kLog2E,
+                  out,     pairs,  tiles, std::max(2 * pairs, tiles * kBlock)};
   const auto tasks = [](const std::vector<Group>& groups) {
     size_t count = 0;
     for (const Group& group : groups) count += group.chunks();
     return count;
   };
+  // Groups are large, for rearranging a block costs as much as several queries, unless threads would lack work.
+  const size_t wanted = 4 * num_threads(), parts = (heads + kMaxRows - 1) / kMaxRows;
+  size_t heads_each = (heads + parts - 1) / parts;
   std::vector<Group> groups = call.groups(heads_each);
   while (tasks(groups) < wanted && heads_each > 16) groups = call.groups(heads_each = (heads_each + 1) / 2);
-
-  if (groups.size() >= wanted) {
-    parallel_for(groups.size(), [&](size_t i) {
-      const Group& group = groups[i];
-      float* state = scratch().floats(1, 2 * call.state_floats(group.rows()));
-      float* part = state + call.state_floats(group.rows());
-      call.clear(state, group.rows());
-      for (size_t chunk = 0; chunk < group.chunks(); ++chunk) {
-        call.run_chunk(group, chunk, part);
-        call.merge(group, state, part);
-      }
-      call.finish(group, state);
-    });
-    return;
-  }
-  struct Part {
-    const Group* group;
-    size_t chunk;
-    float* state;
-  };
-  std::vector<Part> parts;
-  size_t floats = 0;
-  for (const Group& group : groups) floats += group.chunks() * call.state_floats(group.rows());
-  float* states = scratch().floats(0, floats);
-  for (const Group& group : groups) {
-    for (size_t chunk = 0; chunk < group.chunks(); ++chunk, states += call.state_floats(group.rows())) {
-      parts.push_back({&group, chunk, states});
-    }
-  }
-  parallel_for(parts.size(), [&](size_t i) { call.run_chunk(*parts[i].group, parts[i].chunk, parts[i].state); });
-  std::vector<size_t> firsts;
-  for (size_t i = 0; i < parts.size(); ++i) {
-    if (parts[i].chunk == 0) firsts.push_back(i);
-  }
-  parallel_for(firsts.size(), [&](size_t i) {
-    const Part* part = &parts[firsts[i]];
-    const Group& group = *part->group;
-    float* state = scratch().floats(1, call.state_floats(group.rows()));
-    call.clear(state, group.rows());
-    for (size_t chunk = 0; chunk < group.chunks(); ++chunk) call.merge(group, state, part[chunk].state);
-    call.finish(group, state);
-  });
+  if (groups.size() < wanted) return run_split(call, groups);
+  parallel_for(groups.size(), [&](size_t i) { run_group(call, groups[i]); });
 }
 
 void append_latent(const Kernels& kernels, const Cache& cache, const float* latent, const int32_t* sequence,

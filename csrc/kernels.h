@@ -63,13 +63,14 @@ struct AttentionKernels {
   void (*bfloat_of_codes)(const int8_t* codes, const float* scales, uint16_t* out, size_t count);
   // 64 rows as keys [pairs][64 rows] and values [tiles][32 pairs of rows][64 columns]; pairs is a multiple of 16.
   void (*rearrange)(const uint16_t* const* rows, size_t pairs, size_t tiles, uint32_t* keys, uint32_t* values);
-  // `rows` queries [rows][pairs] look at the first `seen` rows of a block. The state of their softmax: the weighted
-  // sum of values out [rows][64 tiles], the largest score so far (-infinity at first), the sum of the weights.
-  void (*attend)(const uint32_t* keys, const uint32_t* values, size_t pairs, size_t tiles, size_t seen, float scale,
-                 const uint32_t* queries, size_t rows, float* out, float* max, float* sum);
-  // Adds the state of other blocks.
-  void (*merge)(float* out, float* max, float* sum, const float* other, const float* other_max, const float* other_sum,
-                size_t rows, size_t columns);
+  // `rows` queries [rows][pairs] look at the first `seen` rows of a block. The state of their softmax, which `first`
+  // starts: the weighted sum of values out [rows][64 tiles], the largest score so far, the sum of the weights. Scores
+  // are exponents of 2: `scale` includes 1 / ln 2.
+  void (*attend)(const uint32_t* keys, const uint32_t* values, size_t pairs, size_t tiles, size_t seen, bool first,
+                 float scale, const uint32_t* queries, size_t rows, float* out, float* max, float* total);
+  // Adds the state of other blocks; columns is 64 tiles.
+  void (*merge)(float* out, float* max, float* total, const float* other, const float* other_max,
+                const float* other_total, size_t rows, size_t columns);
 };
 
 struct Kernels {
