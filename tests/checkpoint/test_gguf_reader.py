@@ -13,13 +13,15 @@ from moonlet.chat.media import MediaLimits
 from moonlet.checkpoint import GgufCheckpoint, open_checkpoint, read_config
 from moonlet.checkpoint.gguf import GgufFile
 from moonlet.checkpoint.gguf_config import config_from_gguf, config_to_gguf
-from moonlet.checkpoint.gguf_names import forms_of
+from moonlet.checkpoint.gguf_names import forms_of, to_gguf
 from moonlet.checkpoint.gguf_vision import find_mmproj, vision_from_gguf, vision_to_gguf
+from moonlet.checkpoint.gguf_write import GgufWriter, TensorInfo
 from moonlet.config import PRESETS, ModelConfig, RopeConfig, preset, tensor_specs
 from moonlet.errors import CheckpointError, ConfigError, NotSupportedError
 from moonlet.quant import decode
 from tests.checkpoint.tiny import random_tensors
 from tests.checkpoint.tiny_gguf import (
+    Slots,
     slots_of,
     text_metadata,
     write_mmproj,
@@ -224,6 +226,35 @@ def test_old_files_behave_like_folders(tmp_path: Path) -> None:
         checkpoint.matrix(KV_B, 0, "k")
     up = checkpoint.matrix(GATE_UP, 1, "up")
     assert up.data.tobytes() == tensors[GATE_UP][1, 32:].numpy().tobytes()
+
+
+def test_stacks_that_are_written_as_matrices(tmp_path: Path) -> None:
+    """ik_llama.cpp puts the heads of kv_b below each other; llama.cpp drops leading dimensions of 1."""
+    single = replace(TEXT, n_routed_experts=1, num_experts_per_tok=1, num_attention_heads=1)
+    for config, flat in ((single, True), (TEXT, False)):
+        tensors = random_tensors(config)
+        slots = [
+            (spec, replace(slot, shape=(slot.shape[0] * slot.shape[1], slot.shape[2])))
+            if len(slot.shape) == 3 and (flat or spec.part == "attention")
+            else (spec, slot)
+            for spec, slot in slots_of(config, is_vision=False)
+        ]
+        _write_reshaped(tmp_path / "m.gguf", slots, tensors, config)
+        checkpoint = open_checkpoint(tmp_path / "m.gguf")
+        assert_equal(dict(checkpoint.tensors()), tensors)
+        stored = checkpoint.matrix(KV_B, 0, "k")
+        assert (stored.rows, stored.cols) == (config.kv_lora_rank, config.qk_nope_head_dim)
+
+
+def _write_reshaped(
+    path: Path, slots: Slots, tensors: dict[str, torch.Tensor], config: ModelConfig
+) -> None:
+    infos = [TensorInfo(slot.name, slot.shape, "F32") for _, slot in slots]
+    with GgufWriter(path, text_metadata(config), infos) as writer:
+        for spec, slot in slots:
+            form = forms_of(spec, config)[0]
+            whole = next(other for other in form if other.name == slot.name)
+            writer.write(to_gguf(tensors[spec.name], spec, whole, config).numpy())
 
 
 def test_what_a_silent_file_means() -> None:

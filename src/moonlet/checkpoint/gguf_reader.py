@@ -146,7 +146,10 @@ class GgufCheckpoint:
 
     def _fits(self, slot: GgufSlot) -> bool:
         found = self._tensors.get(slot.name)
-        return found is not None and _without_ones(found.shape) == _without_ones(slot.shape)
+        # ik_llama.cpp stores the heads of kv_b below each other: the same bytes, one number less.
+        rows = math.prod(slot.shape[:-1]), slot.shape[-1]
+        wanted = _without_ones(slot.shape), _without_ones(rows) if slot.block else None
+        return found is not None and _without_ones(found.shape) in wanted
 
     def _stored(self, name: str) -> dict[str | None, GgufTensor]:
         """What a file has of a canonical tensor, by block, in the shapes of its form."""
