@@ -12,4 +12,6 @@ NB_MODULE(_kernels, m) {
   m.def("supported_isas", &moonlet::supported_isas, "Instruction sets that this CPU can run, narrowest first.");
   m.def("isa", [] { return moonlet::kernels().name; }, "The one that is used.");
   moonlet::bind_weights(m);
+  moonlet::bind_attention(m);
+  moonlet::bind_limits(m);
 }
