@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moonlet.quant import codec, decode, encode, grids
+from moonlet.quant.rounding import round_half_away
 from moonlet.quant.types import TYPES, BlockType, type_of, type_of_id
 from tests.shared import golden
 
@@ -178,6 +179,23 @@ def test_values_within_reach_are_kept_and_beyond_it_refused(name: str) -> None:
         values[0, 100] = min(5 * REACH[name], 3.4e38)
         with pytest.raises(ValueError, match="store"):
             encode(name, values)
+    if name not in ("F32", "BF16", "MXFP4"):
+        values[0, 100] = 3e38
+        with pytest.raises(ValueError, match=f"3e.38 is beyond what {name} can hold"):
+            encode(name, values)
+
+
+def test_halves_round_away_from_zero() -> None:
+    halves = np.array([0.5, -0.5, 1.5, -1.5, 2.5, 0.49999997, -0.49999997, 126.5, 3], np.float32)
+    expected = [1, -1, 2, -2, 3, 0, 0, 127, 3]
+    np.testing.assert_array_equal(round_half_away(halves), expected)
+
+
+@pytest.mark.parametrize("name", ["TQ1_0", "TQ2_0"])
+def test_every_group_of_trits_survives(name: str) -> None:
+    trits = np.random.default_rng(6).integers(-1, 2, (200, 512)).astype(np.float32)
+    for importance in (None, np.ones(512, np.float32)):
+        np.testing.assert_array_equal(decode(name, encode(name, trits, importance)), trits)
 
 
 def test_bf16_refuses_to_round_to_infinity() -> None:

@@ -10,6 +10,11 @@ from moonlet.quant import decode, encode, search
 from tests.quant import peer_errors
 
 PEER = json.loads(peer_errors.GOLDEN.read_text())
+# Without importance, by type: how much of llama.cpp's error is left. The others follow its rules.
+PLAIN_BARS = {
+    **{"Q2_K": 0.9, "Q3_K": 0.97, "Q4_K": 0.985, "Q5_K": 0.96, "Q6_K": 0.955},
+    **{"IQ4_NL": 0.975, "IQ4_XS": 0.975, "MXFP4": 0.98},
+}
 BAR = 1.02
 
 
@@ -23,8 +28,10 @@ def samples() -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("sample", ["normal", "heavy", "nano"])
 def test_errors_are_at_most_those_of_llama_cpp(name: str, sample: str) -> None:
     ours = peer_errors.errors(encode, name, samples()[sample])
-    for figure, error in ours.items():
-        assert error <= BAR * PEER[name][sample][figure], (figure, ours)
+    theirs = PEER[name][sample]
+    assert ours["plain"] <= PLAIN_BARS.get(name, 1.0001) * theirs["plain"]
+    assert ours["weighted"] <= BAR * theirs["weighted"]
+    assert ours["unweighted"] <= BAR * theirs["unweighted"]
 
 
 @pytest.mark.parametrize("name", ["Q4_0", "Q4_1", "Q2_K", "Q3_K", "Q5_K", "IQ4_XS"])

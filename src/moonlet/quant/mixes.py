@@ -10,7 +10,8 @@ The named mixes are the files tables/*.toml beside this file; anybody can write 
 Types are the GGUF types that moonlet writes, and INT4. `file_type`, optional, is the number that GGUF files
 of this mix carry for people to read (llama.cpp's ftype). Three things no table changes:
 
-- norms, the router, biases and position tables stay F32: they are small and everything depends on them
+- vectors (norms and biases), the router and position tables stay F32: they are small, and everything
+  depends on them
 - a matrix whose rows do not fill blocks of 256 takes a type of 32 that loses no more (`FALLBACKS`)
 - a matrix whose rows do not fill blocks of 32 takes F16
 """
@@ -25,13 +26,7 @@ from moonlet.quant.codec import ENCODERS
 from moonlet.quant.types import TYPES
 
 WRITTEN = (*ENCODERS, "INT4")
-ALWAYS_F32 = (
-    "*norm*.weight",
-    "*.mlp.gate.weight",
-    "*.e_score_correction_bias",
-    "*.bias",
-    "*.pos_emb.weight",
-)
+ALWAYS_F32 = ("*.mlp.gate.weight", "*.pos_emb.weight")
 FALLBACKS = {
     "Q2_K": "IQ4_NL",
     "Q3_K": "IQ4_NL",
@@ -60,6 +55,7 @@ class Mix:
     def type_for(self, name: str, rows: int, cols: int) -> str:
         """The type, a name in TYPES or "INT4", of the canonical tensor `name` stored as [rows, cols].
 
+        Rows of all leading dimensions count together, so that a vector is one row.
         `cols` is the length of the rows as they are stored, which for a half of `kv_b_proj` may differ
         from the tensor's own.
         """

@@ -141,9 +141,8 @@ def encode_mxfp4(values: Values, weight: Values | None) -> Blocks:
     first = np.where(absmax > 0, exponent, 0).clip(0, 254)
     codes, loss = _e2m1(values, first, weight)
     wider, wider_loss = _e2m1(values, first + 1, weight)
-    take = (
-        4 * wider_loss < loss
-    )  # each loss counts squares of its own scale, and one is twice the other
+    # Each loss is in squares of its own scale, and the wider scale is twice the other.
+    take = 4 * wider_loss < loss
     exponents = np.where(take, first + 1, first).astype(np.uint8)
     return np.concatenate([exponents, pack(np.where(take, wider, codes), 4, 16)], axis=1)
 
