@@ -6,9 +6,11 @@ shorter one needs no bookkeeping: positions beyond a sequence's own are never vi
 """
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from moonlet.config import ModelConfig
@@ -68,6 +70,19 @@ def _zero_pages(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return torch.from_numpy(data).view(dtype).view(shape)
 
 
+@dataclass(frozen=True)
+class Paged:
+    """One layer's rows for the kernels: token n is row position[n] of sequence[n].
+
+    pages uint16 [P, page_size, latent_size], the bits of bfloat16; table int32 [sequences, pages of each].
+    """
+
+    pages: NDArray[np.uint16]
+    table: NDArray[np.int32]
+    sequence: NDArray[np.int32]
+    position: NDArray[np.int32]
+
+
 class Past:
     """What one forward pass sees of earlier tokens: the cache, and which keys each query may use.
 
@@ -79,6 +94,8 @@ class Past:
     ) -> None:
         self.cache = cache
         self.positions = positions_BT
+        self.segments = segments_BT
+        self._place: tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]] | None = None
         self.mask: Tensor | None = None
         new = positions_BT.shape[1]
         if cache is None:
@@ -92,6 +109,27 @@ class Past:
         if not from_start and not one_for_all:
             keys = torch.arange(self.end, device=positions_BT.device)
             self.mask = (keys <= positions_BT[:, :, None])[:, None]
+
+    def paged(self, layer_idx: int, latent_size: int) -> "Paged":
+        """The layer's rows, and where the new tokens go, as `moonlet.kernels` takes them.
+
+        Rows are bfloat16; without a cache they last for this call. Raises EngineError for a cache of
+        another type.
+        """
+        batch, new = self.positions.shape
+        if self._place is None:
+            sequence = np.repeat(np.arange(batch, dtype=np.int32), new)
+            position = self.positions.flatten().to(torch.int32).numpy()
+            table = np.arange(batch, dtype=np.int32)[:, None]  # a sequence is one long page
+            self._place = table, sequence, position
+        if self.cache is None:
+            length = int(self.positions.max()) + 1
+            rows = _zero_pages((batch, length, latent_size), torch.bfloat16)
+        else:
+            rows = self.cache.rows[layer_idx]
+        if rows.dtype != torch.bfloat16:
+            raise EngineError(f"the kernels' cache is bfloat16, this one is {rows.dtype}")
+        return Paged(rows.view(torch.uint16).numpy(), *self._place)
 
     def update(self, layer_idx: int, latent_BTL: Tensor) -> Tensor:
         """The latents that this layer's queries may look at, the new ones included: [B, S, L]."""

@@ -80,6 +80,7 @@ class Model(nn.Module):
         self.language_model = LanguageModel(config)
         self.vision_tower = VisionTower(config.vision) if config.vision else None
         self.mm_projector = Projector(config.vision, config.hidden_size) if config.vision else None
+        self.cache_dtype: torch.dtype | None = None  # None: the type of the weights
         if self.language_model.lm_head.weight.device.type != "meta":
             self.init_weights()
 

@@ -1,0 +1,176 @@
+"""Quantized leaves: they take the places of float modules and compute with `moonlet.kernels` on the CPU.
+
+Same module tree, same flow; weights stay packed, activations are float32 between the calls. Arrays
+pass as numpy views, because handing a tensor over costs ten times as much as handing an array over.
+
+Shapes as in `moonlet.model.attention` and `moonlet.model.moe`; N is B * T, the tokens of a batch in a row.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from moonlet import kernels
+from moonlet.config import ModelConfig
+from moonlet.errors import NotSupportedError
+from moonlet.model.cache import Past
+from moonlet.quant import decode
+
+Floats = NDArray[np.float32]
+
+
+def _rows(x: Tensor) -> Floats:
+    """x [..., D] as an array [N, D]."""
+    return x.reshape(-1, x.shape[-1]).numpy()
+
+
+class PackedLinear(nn.Module):
+    def __init__(self, matrix: kernels.Matrix) -> None:
+        super().__init__()
+        self.matrix = matrix
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.from_numpy(self.matrix(_rows(x))).unflatten(0, x.shape[:-1])
+
+
+class PackedEmbedding(nn.Module):
+    """Rows are decoded as they are asked for, from the bytes as stored."""
+
+    def __init__(self, type_name: str, data: NDArray[np.uint8]) -> None:
+        super().__init__()
+        self.type_name = type_name
+        self.data = data
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        rows = self.data[input_ids.flatten().numpy()]
+        return torch.from_numpy(decode(self.type_name, rows)).unflatten(0, input_ids.shape)
+
+
+class PackedNorm(nn.Module):
+    """RMSNorm in one call."""
+
+    def __init__(self, weight: Tensor, eps: float) -> None:
+        super().__init__()
+        self.weight = weight.float().numpy()
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.from_numpy(kernels.rms_norm(_rows(x), self.weight, self.eps)).view_as(x)
+
+
+class PackedSwiGLU(nn.Module):
+    def __init__(self, ffn: kernels.Ffn) -> None:
+        super().__init__()
+        self.ffn = ffn
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.from_numpy(kernels.ffn(None, self.ffn, _rows(x))).view_as(x)
+
+
+class FloatSwiGLU(nn.Module):
+    """The same where the weights were kept as floats."""
+
+    def __init__(self, gate: kernels.Matrix, up: kernels.Matrix, down: kernels.Matrix) -> None:
+        super().__init__()
+        self.gate, self.up, self.down = gate, up, down
+
+    def forward(self, x: Tensor) -> Tensor:
+        x_ND = _rows(x)
+        gate = torch.from_numpy(self.gate(x_ND))
+        hidden = F.silu(gate) * torch.from_numpy(self.up(x_ND))
+        return torch.from_numpy(self.down(hidden.numpy())).view_as(x)
+
+
+class PackedMoE(nn.Module):
+    """Router, routed experts and shared expert in three calls, whatever the number of tokens."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        gate: kernels.Matrix,
+        bias: Floats | None,
+        experts: kernels.Experts,
+        shared: PackedSwiGLU | FloatSwiGLU | None,
+    ) -> None:
+        super().__init__()
+        self.gate, self.bias, self.experts, self.shared = gate, bias, experts, shared
+        self.routing = {
+            "top_k": config.num_experts_per_tok,
+            "sigmoid": config.scoring_func == "sigmoid",
+            "normalize": config.norm_topk_prob,
+            "scaling": config.routed_scaling_factor,
+            "groups": config.n_group,
+            "top_groups": config.topk_group,
+            "group_best": 2 if config.topk_method == "noaux_tc" else 1,
+        }
+
+    def forward(self, x: Tensor) -> Tensor:
+        x_ND = _rows(x)
+        ids, weights = kernels.route(self.gate(x_ND), self.bias, **self.routing)
+        together = self.shared.ffn if isinstance(self.shared, PackedSwiGLU) else None
+        out = torch.from_numpy(kernels.ffn(self.experts, together, x_ND, ids, weights)).view_as(x)
+        return out + self.shared(x) if isinstance(self.shared, FloatSwiGLU) else out
+
+
+class PackedAttention(nn.Module):
+    """Latent attention in its absorbed form, over a bfloat16 cache.
+
+    queries: (q_proj,) or (q_a_proj, gain of the norm, q_b_proj). k_b: H matrices [C, N], v_b: H
+    matrices [O, C], the halves of kv_b_proj that are folded into query and output.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        layer_idx: int,
+        queries: tuple[kernels.Matrix, Floats, kernels.Matrix] | tuple[kernels.Matrix],
+        kv_a: kernels.Matrix,
+        kv_norm: Floats,
+        k_b: kernels.Matrix,
+        v_b: kernels.Matrix,
+        output: kernels.Matrix,
+    ) -> None:
+        super().__init__()
+        self.layer_idx = layer_idx
+        self.num_heads = config.num_attention_heads
+        self.latent, self.latent_size = config.kv_lora_rank, config.latent_size
+        self.eps = config.latent_norm_eps
+        self.scale = config.softmax_scale
+        self.queries, self.kv_a, self.kv_norm = queries, kv_a, kv_norm
+        self.k_b, self.v_b, self.output = k_b, v_b, output
+
+    def forward(
+        self,
+        x: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        past: Past,
+        absorbed: bool | None = None,
+    ) -> Tensor:
+        """x [B, T, D] -> [B, T, D]; `absorbed` False, which asks for the plain form, is refused."""
+        if absorbed is False or past.segments is not None:
+            raise NotSupportedError(
+                "a quantized model computes attention in its absorbed form, one document at a time"
+            )
+        x_ND = _rows(x)
+        cos, sin = (_rows(angle) for angle in rotation)
+        place = past.paged(self.layer_idx, self.latent_size)
+        latent_NL = kernels.rms_norm(self.kv_a(x_ND), self.kv_norm, self.eps)
+        kernels.rotate(latent_NL[:, None], cos, sin)
+        kernels.append_latent(place.pages, place.table, latent_NL, place.sequence, place.position)
+        q_NHd = self._queries(x_ND).reshape(len(x_ND), self.num_heads, -1)
+        q_NHL = np.empty((len(x_ND), self.num_heads, self.latent_size), np.float32)
+        self.k_b(q_NHd, q_NHL)  # the first C columns; rotary turns the others
+        kernels.rotate(q_NHd, cos, sin, q_NHL)
+        out_NHC = kernels.latent_attention(
+            q_NHL, place.pages, place.table, place.sequence, place.position, self.latent, self.scale
+        )
+        out = self.output(self.v_b(out_NHC).reshape(len(x_ND), -1))
+        return torch.from_numpy(out).view_as(x)
+
+    def _queries(self, x_ND: Floats) -> Floats:
+        if len(self.queries) == 1:
+            return self.queries[0](x_ND)
+        q_a, gain, q_b = self.queries
+        return q_b(kernels.rms_norm(q_a(x_ND), gain, self.eps))
