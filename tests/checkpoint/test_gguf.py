@@ -1,5 +1,6 @@
 """The GGUF container against the `gguf` package in both directions, and what is refused."""
 
+import os
 import struct
 import tracemalloc
 from collections.abc import Callable
@@ -144,6 +145,18 @@ def test_an_unfinished_file_never_appears(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
     with pytest.raises(CheckpointError, match="cannot write"):
         _write_some(tmp_path / "absent" / "m.gguf", [])
+
+
+def test_a_disk_that_refuses_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(CheckpointError, match=r"m\.gguf: No space left"):
+        written(tmp_path / "m.gguf")
+    assert not list(tmp_path.iterdir())
 
 
 def _write_some(path: Path, contents: list[bytes]) -> None:

@@ -65,9 +65,10 @@ class GgufWriter:
     def __enter__(self) -> "GgufWriter":
         try:
             self._file = self._partial.open("xb")
+            self._file.write(self._start)
         except OSError as error:
+            self._partial.unlink(missing_ok=True)
             raise CheckpointError(f"cannot write {self.path}: {error.strerror}") from error
-        self._put(self._start)
         return self
 
     def write(self, data: NDArray[Any] | bytes) -> None:
