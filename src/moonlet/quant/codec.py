@@ -15,7 +15,7 @@ Encoder = Callable[[NDArray[np.float32], NDArray[np.float32] | None], NDArray[np
 IMPORTANCE_FLOOR = 0.25  # of the mean importance
 # No type with half-float scales reaches this far, and squares of what is below it do not overflow.
 HALF_SCALE_LIMIT = 2.0**29
-CHUNK_VALUES = 1 << 16  # a chunk and its temporaries stay in the second-level cache
+CHUNK_VALUES = 1 << 17  # some MiB with all temporaries: small, and near the processor
 
 
 def decode(type_name: str, data: NDArray[np.uint8]) -> NDArray[np.float32]:

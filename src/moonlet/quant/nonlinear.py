@@ -73,8 +73,8 @@ def encode_iq4_xs(values: Values, weight: Values | None) -> Blocks:
 
 
 def _nearest_level(scaled: Values) -> Values:
-    return _LEVEL_OF_CELL[_cell(scaled)]
+    return _LEVEL_OF_CELL.take(_cell(scaled))
 
 
-def _cell(scaled: Values) -> NDArray[np.intp]:
-    return (scaled * 2 + 256).clip(0, 483).astype(np.intp)
+def _cell(scaled: Values) -> NDArray[np.int32]:
+    return (scaled * 2 + 256).clip(0, 483).astype(np.int32)

@@ -3,7 +3,8 @@
 For a group of values x with weights w and codes l from a few integers, the best scale of given codes is a
 least-squares fit, and the best codes of a given scale are found by rounding; both together are not a
 smooth problem. So codes are rounded with a row of trial scales, the best scale fitted to each, and the fit
-with the smallest error kept, after one more round of the same from there. The idea is that of llama.cpp's reference encoders; here the squared error itself is what is minimised.
+with the smallest error kept, after one more round of the same from there. The idea is that of llama.cpp's
+reference encoders; here the squared error itself is what is minimised.
 
 Groups lie in columns: x and w are float32 [values, groups], so that every sum runs over the first axis and
 every operation over all groups at once.
