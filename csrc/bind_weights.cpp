@@ -179,6 +179,7 @@ class PackedFfn {
     require(!g.is_float && !u.is_float && !d.is_float, "a feed-forward network takes quantized matrices only");
   }
   Ffn ffn() const { return {gate_->matrix, up_->matrix, down_->matrix}; }
+  size_t nbytes() const { return gate_->nbytes() + up_->nbytes() + down_->nbytes(); }
 
  private:
   std::shared_ptr<PackedMatrix> gate_, up_, down_;
@@ -275,9 +276,10 @@ void bind_weights(nb::module_& m) {
       .def_prop_ro("columns", [](const PackedMatrix& p) { return p.matrix.columns; })
       .def_prop_ro("nbytes", &PackedMatrix::nbytes)
       .def_prop_ro("bytes", &PackedMatrix::bytes);
-  nb::class_<PackedFfn>(m, "Ffn").def(nb::init<std::shared_ptr<PackedMatrix>, std::shared_ptr<PackedMatrix>,
-                                               std::shared_ptr<PackedMatrix>>(),
-                                      nb::arg("gate"), nb::arg("up"), nb::arg("down"));
+  nb::class_<PackedFfn>(m, "Ffn")
+      .def(nb::init<std::shared_ptr<PackedMatrix>, std::shared_ptr<PackedMatrix>, std::shared_ptr<PackedMatrix>>(),
+           nb::arg("gate"), nb::arg("up"), nb::arg("down"))
+      .def_prop_ro("nbytes", &PackedFfn::nbytes);
   nb::class_<PackedExperts>(m, "Experts")
       .def(nb::init<size_t, size_t, size_t, const std::string&, const std::string&, const std::string&,
                     std::optional<ReadBytes>>(),
