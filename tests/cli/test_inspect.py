@@ -111,7 +111,7 @@ def test_a_folder_shows_its_files_too(tmp_path: Path, capsys: pytest.CaptureFixt
     [
         ("nothing-like-this", "none of the presets"),
         ("random:nothing", "no preset 'nothing'"),
-        ("model.gguf", "GGUF files are not supported"),
+        ("model.gguf", "no file model.gguf"),
         ("missing.json", "cannot read missing.json"),
         ("~no-such-user/x", "no MODEL"),
         ("x" * 5000, "no MODEL"),

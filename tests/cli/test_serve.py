@@ -133,7 +133,7 @@ def test_a_port_taken_while_the_model_loads(capsys: pytest.CaptureFixture[str]) 
 @pytest.mark.parametrize(
     ("model", "says"),
     [
-        ("model.gguf", "GGUF files are not supported"),
+        ("model.gguf", "no file model.gguf"),
         ("random:tiny", "random weights can only be inspected"),
         ("tiny", "a shape without weights"),
     ],

@@ -84,6 +84,11 @@ class GgufCheckpoint:
             return None
         return preprocessor_from_gguf(self._vision_metadata, self.config.vision)
 
+    @property
+    def is_quantized(self) -> bool:
+        """Whether any tensor is stored in less than floats."""
+        return any(tensor.type.name not in _TORCH_TYPES for tensor in self._tensors.values())
+
     def validate(self) -> None:
         """Raises one CheckpointError that lists every tensor that is missing, unknown or misshaped."""
         if self._problems is None:

@@ -72,6 +72,11 @@ class Checkpoint:
                 self._problems.add("unreadable", str(error))
         self._parts = sort_into_slots(self.files, config, self._problems)
 
+    @property
+    def is_quantized(self) -> bool:
+        """Whether config.json says that weights are stored in less than floats."""
+        return self.config.quantization is not None
+
     def validate(self) -> None:
         """Raises one CheckpointError that lists everything that is wrong with the weights.
 

@@ -8,7 +8,7 @@
 | a preset's name     | the preset                 | -                                 |
 | `random:PRESET`     | the preset                 | -                                 |
 | `org/name`          | its config.json (fetched)  | the checkpoint (fetched)          |
-| a .gguf file        | -                          | -                                 |
+| a .gguf file        | its metadata               | the file, and its other parts     |
 """
 
 from dataclasses import dataclass
@@ -42,8 +42,13 @@ def describe(model: str | None) -> Described:
     """
     if model is None:
         return Described(EMBEDDED, load_config(nano.folder() / "config.json"), nano.folder())
-    _refuse_gguf(model)
     path = _path(model)
+    if path.suffix.lower() == ".gguf" and not path.is_dir():
+        from moonlet.checkpoint import read_config, resolve
+
+        resolve(model)  # raises CheckpointError when it is not there
+
+        return Described(path.stem, read_config(path))
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise UsageError(f"{path} has no config.json, which a model folder needs")
@@ -70,7 +75,6 @@ def load_provider(model: str | None) -> "Provider":
     Raises what `describe` raises, and CheckpointError for weights that cannot be used.
     """
     if model is not None:
-        _refuse_gguf(model)
         _refuse_without_weights(model)
     with busy(f"loading {model or EMBEDDED}"):
         from moonlet.checkpoint import resolve
@@ -79,7 +83,8 @@ def load_provider(model: str | None) -> "Provider":
         if model is None:
             return load(nano.folder(), EMBEDDED)
         path = _path(model)
-        return load(resolve(model), path.resolve().name if path.is_dir() else model)
+        name = path.resolve().stem if path.is_file() else path.resolve().name
+        return load(resolve(model), name if path.exists() else model)
 
 
 def _path(model: str) -> Path:
@@ -90,11 +95,6 @@ def _path(model: str) -> Path:
     except (OSError, RuntimeError, ValueError) as error:  # too long, no such user, a null character
         raise UsageError(f"{model[:80]!r} is no MODEL: {error.args[-1]}") from error
     return path
-
-
-def _refuse_gguf(model: str) -> None:
-    if model.lower().endswith(".gguf"):
-        raise NotSupportedError(f"{model}: GGUF files are not supported yet; give a folder")
 
 
 def _refuse_without_weights(model: str) -> None:

@@ -3,7 +3,8 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator
+import tempfile
+from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from moonlet.chat.parser import OutputParser
 from moonlet.chat.provider import ChatRequest, Event, ModelCard, Sampling
 from moonlet.chat.template import Prompt, Template
 from moonlet.chat.tokenizer import Tokenizer
-from moonlet.checkpoint import read_config
+from moonlet.checkpoint import GgufCheckpoint, read_config
+from moonlet.checkpoint.companions import write_files
 from moonlet.config import ModelConfig
 from moonlet.config.sizes import model_sizes
 from moonlet.engine.engine import Engine, Finished, GenerateRequest, Item
@@ -28,7 +30,7 @@ from moonlet.errors import (
     NotSupportedError,
     PromptError,
 )
-from moonlet.model import load_model
+from moonlet.model import FloatForm, is_quantized, load_model, load_packed
 
 DEFAULT_MAX_TOKENS = 32_768  # what the Kimi API answers with when a request names no limit
 
@@ -158,23 +160,26 @@ class LocalProvider:
         self._engine.close()
 
 
-def load(folder: Path, name: str) -> LocalProvider:
-    """The checkpoint in `folder`, ready to answer under the model name `name`.
+def load(path: Path, name: str, floats: FloatForm = "Q8_0") -> LocalProvider:
+    """The checkpoint at `path`, a folder or a GGUF file, ready to answer under the model name `name`.
 
-    Raises CheckpointError, ConfigError, TokenizerError or NotSupportedError, each saying what is wrong.
+    Quantized weights run as they are, on the kernels; `floats` says what becomes of float weights beside
+    them. Raises CheckpointError, ConfigError, TokenizerError or NotSupportedError, each saying what is wrong.
     """
-    config = read_config(folder)
-    tokenizer = Tokenizer.from_folder(folder)
-    template = load_template(folder, tokenizer, config.max_position_embeddings)
-    defaults = SamplingDefaults.from_folder(folder)
+    config = read_config(path)
+    with companions(path) as folder:
+        tokenizer = Tokenizer.from_folder(folder)
+        template = load_template(folder, tokenizer, config.max_position_embeddings)
+        defaults = SamplingDefaults.from_folder(folder)
     _check_fit(config, tokenizer)  # before the weights come, which may take long
-    engine = Engine(
-        load_model(folder, compute_type(config)), tokenizer.end_ids | set(config.eos_token_ids)
+    model = (
+        load_packed(path, floats) if is_quantized(path) else load_model(path, compute_type(config))
     )
+    engine = Engine(model, tokenizer.end_ids | set(config.eos_token_ids))
     vision = config.vision
     card = ModelCard(
         id=name,
-        created=int((folder / "config.json").stat().st_mtime),
+        created=int((path / "config.json" if path.is_dir() else path).stat().st_mtime),
         context_length=engine.max_seq_len,
         supports_images=vision is not None and template.reads_images,
         supports_video=vision is not None
@@ -185,8 +190,19 @@ def load(folder: Path, name: str) -> LocalProvider:
     return LocalProvider(engine, tokenizer, template, card, defaults)
 
 
+@contextlib.contextmanager
+def companions(path: Path) -> Iterator[Path]:
+    """A folder with the tokenizer, template and settings of a checkpoint; a GGUF's are written to one."""
+    if path.is_dir():
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="moonlet-") as folder:
+        write_files(GgufCheckpoint(path), Path(folder))
+        yield Path(folder)
+
+
 def compute_type(config: ModelConfig) -> torch.dtype | None:
-    """float32 for a model that is small in any case; None, the stored type, for all others.
+    """float32 for a float model that is small in any case; None, the stored type, for all others.
 
     Where a CPU has no bfloat16 units float32 is faster, and it is always more exact; what it costs is
     memory.

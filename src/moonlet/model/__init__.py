@@ -1,7 +1,17 @@
-"""The network in plain PyTorch: the one definition that trains and serves."""
+"""The network in plain PyTorch: the one definition that trains and serves; its quantized leaves."""
 
 from moonlet.model.cache import LatentCache
 from moonlet.model.loading import build_on_meta, load_model
 from moonlet.model.network import Media, Model
+from moonlet.model.packing import FloatForm, is_quantized, load_packed
 
-__all__ = ["LatentCache", "Media", "Model", "build_on_meta", "load_model"]
+__all__ = [
+    "FloatForm",
+    "LatentCache",
+    "Media",
+    "Model",
+    "build_on_meta",
+    "is_quantized",
+    "load_model",
+    "load_packed",
+]

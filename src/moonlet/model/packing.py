@@ -62,6 +62,11 @@ def load_packed(
     return model.eval().requires_grad_(False)
 
 
+def is_quantized(path: Path) -> bool:
+    """Whether weights in `path` are stored in less than floats. Raises what `open_checkpoint` raises."""
+    return open_checkpoint(path).is_quantized
+
+
 def _load_vision(model: Model, packer: "_Packer") -> None:
     """The tower and the projector stay float32 modules: they run once per image."""
     for part in ("vision_tower", "mm_projector"):
