@@ -12,7 +12,7 @@
 namespace moonlet {
 namespace {
 
-constexpr size_t kMaxChunks = 64;
+constexpr size_t kMaxChunks = 32;
 constexpr float kLog2E = 1.44269504f;
 
 size_t round_up(size_t n, size_t step) { return (n + step - 1) / step * step; }
@@ -20,7 +20,7 @@ size_t round_up(size_t n, size_t step) { return (n + step - 1) / step * step; }
 // Positions that are summed up on their own before they are merged with those before: what threads share the work
 // by. It depends on the token's position alone, so that its result does too.
 size_t chunk_length(size_t position) {
-  size_t chunk = 2 * kBlock;
+  size_t chunk = 4 * kBlock;
   while (position / chunk >= kMaxChunks) chunk *= 2;
   return chunk;
 }
@@ -53,7 +53,7 @@ struct Call {
   size_t pairs, tiles, width;  // width: columns that rearranging reads of a row
 
   std::vector<Group> groups(size_t heads_each) const;
-  const uint16_t* bfloat_row(int32_t of, size_t at, uint16_t* room) const;
+  const uint16_t* bfloat_row(const uint8_t* row, uint16_t* room) const;
   void run_chunk(const Group& group, size_t chunk, State state) const;
   void merge(const Group& group, size_t chunk, State state, State other) const;
   void finish(const Group& group, State state) const;
@@ -80,8 +80,7 @@ std::vector<Group> Call::groups(size_t heads_each) const {
 }
 
 // The row as it is where it may be read over its whole width, else a copy in `room`, which is zero behind the columns.
-const uint16_t* Call::bfloat_row(int32_t of, size_t at, uint16_t* room) const {
-  const uint8_t* row = cache.row(of, at);
+const uint16_t* Call::bfloat_row(const uint8_t* row, uint16_t* room) const {
   const size_t columns = cache.columns;
   if (cache.eight_bits) {
     float scales[64];
@@ -99,6 +98,7 @@ const uint16_t* Call::bfloat_row(int32_t of, size_t at, uint16_t* room) const {
 
 void Call::run_chunk(const Group& group, size_t chunk, State state) const {
   const size_t rows = group.rows(), columns = cache.columns;
+  const size_t begin = chunk * group.chunk, end = std::min(begin + group.chunk, group.last + 1);
   const size_t key_bytes = 4 * pairs * kBlock, value_bytes = 2 * tiles * kBlock * kBlock, query_bytes = 4 * pairs * rows;
   const size_t room_bytes = 2 * width * (kBlock + 1);
   uint8_t* memory = scratch().get(2, key_bytes + value_bytes + query_bytes + room_bytes);
@@ -110,24 +110,35 @@ void Call::run_chunk(const Group& group, size_t chunk, State state) const {
   // nobody has written yet.
   std::memset(queries, 0, query_bytes + room_bytes);
   const uint16_t* zeros = room + kBlock * width;
+  const int32_t of = sequence[group.token];
+  const uint8_t* stored[kBlock];
+  const auto find_rows = [&](size_t first) {
+    for (size_t i = 0; i < kBlock; ++i) stored[i] = cache.row(of, std::min(first + i, end - 1));
+  };
+  find_rows(begin);
+  for (const uint8_t* row : stored) {
+    for (size_t byte = 0; byte < cache.row_bytes(); byte += 64) __builtin_prefetch(row + byte, 0, 2);
+  }
   for (size_t row = 0; row < rows; ++row) {
     const size_t t = group.token + row / group.heads, head = group.head + row % group.heads;
     kernels.attention.to_bfloat(q + (t * heads + head) * columns, reinterpret_cast<uint16_t*>(queries + row * pairs),
                                 columns);
   }
-  const size_t begin = chunk * group.chunk, end = std::min(begin + group.chunk, group.last + 1);
   for (size_t first = begin; first < end; first += kBlock) {
     const uint16_t* block[kBlock];
     for (size_t i = 0; i < kBlock; ++i) {
-      block[i] = first + i < end ? bfloat_row(sequence[group.token], first + i, room + i * width) : zeros;
+      block[i] = first + i < end ? bfloat_row(stored[i], room + i * width) : zeros;
     }
     kernels.attention.rearrange(block, pairs, tiles, keys, value_pairs);
+    const uint8_t* const* next = first + kBlock < end ? stored : nullptr;
+    if (next) find_rows(first + kBlock);
     for (size_t t = 0; t < group.tokens; ++t) {
       const size_t at = position[group.token + t], row = t * group.heads;
       if (at < first) continue;
       kernels.attention.attend(keys, value_pairs, pairs, tiles, std::min(at + 1 - first, kBlock), first == begin, scale,
                                queries + row * pairs, group.heads, state.out + row * state.columns, state.max + row,
-                               state.total + row);
+                               state.total + row, next, cache.row_bytes());
+      next = nullptr;
     }
   }
 }

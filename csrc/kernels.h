@@ -65,9 +65,10 @@ struct AttentionKernels {
   void (*rearrange)(const uint16_t* const* rows, size_t pairs, size_t tiles, uint32_t* keys, uint32_t* values);
   // `rows` queries [rows][pairs] look at the first `seen` rows of a block. The state of their softmax, which `first`
   // starts: the weighted sum of values out [rows][64 tiles], the largest score so far, the sum of the weights. Scores
-  // are exponents of 2: `scale` includes 1 / ln 2.
+  // are exponents of 2: `scale` includes 1 / ln 2. The 64 rows `next` (or nullptr) are fetched meanwhile.
   void (*attend)(const uint32_t* keys, const uint32_t* values, size_t pairs, size_t tiles, size_t seen, bool first,
-                 float scale, const uint32_t* queries, size_t rows, float* out, float* max, float* total);
+                 float scale, const uint32_t* queries, size_t rows, float* out, float* max, float* total,
+                 const uint8_t* const* next, size_t next_bytes);
   // Adds the state of other blocks; columns is 64 tiles.
   void (*merge)(float* out, float* max, float* total, const float* other, const float* other_max,
                 const float* other_total, size_t rows, size_t columns);
