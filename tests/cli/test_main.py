@@ -19,6 +19,7 @@ FLAGS = {
     "serve": ["[MODEL]", "--help", "--host", "--json", "--port"],
     "chat": ["[MODEL_OR_URL]", "--help", "--json", "--model"],
     "inspect": ["[MODEL]", "--help", "--json"],
+    "convert": ["--dtype", "--help", "--imatrix", "--json", "--mix", "--to", "DST", "SRC"],
     "train": ["--help", "--json", "--out", "RECIPE"],
 }
 

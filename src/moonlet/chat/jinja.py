@@ -49,7 +49,7 @@ def load_template(
     limits = MediaLimits.from_folder(folder)
     if limits is not None and max_tokens is not None:
         limits = replace(limits, max_tokens=max_tokens)
-    source = _read_source(folder)
+    source = read_source(folder)
     if source is None:
         style = "k2.5" if "<think>" in tokenizer.special else "k2"
         return ChatTemplate(tokenizer, style, limits)
@@ -235,7 +235,7 @@ def _private_characters(variables: Any, guarded: list[str]) -> dict[str, str]:
     return found
 
 
-def _read_source(folder: Path) -> str | None:
+def read_source(folder: Path) -> str | None:
     """chat_template.jinja, or the default one of tokenizer_config.json."""
     path = folder / "chat_template.jinja"
     try:

@@ -29,12 +29,12 @@ def weight_files(folder: Path) -> list[Path]:
         if not names:
             raise CheckpointError(f"{folder} holds no safetensors files")
     for name in names:
-        _check_inside(folder, name)
+        check_inside(folder, name)
     return [folder / name for name in names]
 
 
 def _names_in(index: Path) -> list[str]:
-    _check_inside(index.parent, index.name)
+    check_inside(index.parent, index.name)
     try:
         if not index.is_file():
             raise CheckpointError(f"{index} is not a regular file")
@@ -55,7 +55,7 @@ def _names_in(index: Path) -> list[str]:
     return sorted(set(weight_map.values()))
 
 
-def _check_inside(folder: Path, name: str) -> None:
+def check_inside(folder: Path, name: str) -> None:
     """Refuses a link that leaves the folder; the hub's cache, all links to `../../blobs`, is fine."""
     home = os.path.realpath(folder)
     roots = [home]

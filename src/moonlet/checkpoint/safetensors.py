@@ -61,7 +61,7 @@ class Entry:
 
 
 class SafetensorsFile:
-    """An open file: `entries` by name, in the order of the data.
+    """An open file: `entries` by name, in the order of the data, and the strings of its `metadata`.
 
     Raises CheckpointError when the header is not a valid one; its message names the file, and the
     first tensor that is described wrongly.
@@ -79,7 +79,9 @@ class SafetensorsFile:
                 header, data_start = self._read_header(file)
         except OSError as error:
             raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
-        header.pop("__metadata__", None)
+        metadata = header.pop("__metadata__", None)
+        pairs = metadata.items() if isinstance(metadata, dict) else ()
+        self.metadata = {name: value for name, value in pairs if isinstance(value, str)}
         entries = [self._entry(name, value, data_start) for name, value in header.items()]
         entries.sort(key=lambda entry: (entry.begin, entry.end))
         self._check_tiling(entries, data_start)

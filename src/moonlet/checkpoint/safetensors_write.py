@@ -8,13 +8,22 @@ import json
 import math
 import os
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 import torch
 
 from moonlet.checkpoint.safetensors import TYPE_NAMES
+
+
+class Sized(Protocol):
+    @property
+    def size_bytes(self) -> int: ...
+
+
+AnySized = TypeVar("AnySized", bound=Sized)
 
 
 @dataclass(frozen=True)
@@ -38,7 +47,8 @@ def write_safetensors(path: Path, pieces: Sequence[Piece]) -> None:
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         with partial.open("xb") as file:
-            file.write(_header(ordered))
+            described = [(p.name, TYPE_NAMES[p.dtype], p.shape, p.size_bytes) for p in ordered]
+            file.write(header_of(described))
             for piece in ordered:
                 file.write(_as_bytes(piece))
             file.flush()
@@ -49,12 +59,12 @@ def write_safetensors(path: Path, pieces: Sequence[Piece]) -> None:
         raise
 
 
-def split_into_shards(groups: Sequence[Sequence[Piece]], max_bytes: int) -> list[list[Piece]]:
+def split_into_shards(groups: Sequence[Sequence[AnySized]], max_bytes: int) -> list[list[AnySized]]:
     """Fill shards in order, each at most `max_bytes` unless one group alone is larger.
 
     The pieces of a group stay together in one shard.
     """
-    shards: list[list[Piece]] = [[]]
+    shards: list[list[AnySized]] = [[]]
     used = 0
     for group in groups:
         size = sum(piece.size_bytes for piece in group)
@@ -66,19 +76,23 @@ def split_into_shards(groups: Sequence[Sequence[Piece]], max_bytes: int) -> list
     return shards
 
 
-def _header(pieces: Sequence[Piece]) -> bytes:
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+def header_of(
+    tensors: Sequence[tuple[str, str, Sequence[int], int]],
+    metadata: Mapping[str, str] | None = None,
+    alignment: int = 8,
+) -> bytes:
+    """All that stands before the data: its length is a multiple of `alignment`.
+
+    tensors: name, type as the format spells it, shape and bytes of each, in the order of the data.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata or {"format": "pt"})}
     begin = 0
-    for piece in pieces:
-        end = begin + piece.size_bytes
-        header[piece.name] = {
-            "dtype": TYPE_NAMES[piece.dtype],
-            "shape": list(piece.shape),
-            "data_offsets": [begin, end],
-        }
+    for name, dtype, shape, size_bytes in tensors:
+        end = begin + size_bytes
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
         begin = end
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-(8 + len(text)) % alignment)
     return len(text).to_bytes(8, "little") + text
 
 

@@ -68,23 +68,23 @@ def save_checkpoint(
     _check_tensors(folder, config, tensors)
     _check_extra_files(extra_files)
     _clear_up(folder)
-    _check_replaceable(folder)
+    check_replaceable(folder)
     groups = [
         group
         for spec in tensor_specs(config)
         for group in _groups(spec, tensors[spec.name], config, naming, dtype, quantize)
     ]
-    quantization = _experts_as_int4() if quantize else None
+    quantization = experts_as_int4() if quantize else None
     type_name = str(dtype or tensors[EMBEDDING].dtype).removeprefix("torch.")
     header = to_hf(replace(config, quantization=quantization, dtype=type_name))  # type: ignore[arg-type]
     unfinished = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         unfinished.mkdir(parents=True)
-        _write_json(unfinished / "config.json", header)
+        write_json(unfinished / "config.json", header)
         _write_weights(unfinished, split_into_shards(groups, max_shard_bytes))
         for path in extra_files:
             shutil.copyfile(path, unfinished / path.name)
-        _move_into_place(unfinished, folder)
+        move_into_place(unfinished, folder)
     except OSError as error:
         at = f" ({error.filename})" if error.filename else ""
         raise CheckpointError(f"cannot write {folder}: {error.strerror or error}{at}") from error
@@ -129,7 +129,7 @@ def _clear_up(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _check_replaceable(folder: Path) -> None:
+def check_replaceable(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise CheckpointError(f"{folder} is a file; give the name of a folder to write")
     content = list(folder.iterdir()) if folder.exists() else []
@@ -206,7 +206,7 @@ class PackedMatrix:
         return scale
 
 
-def _experts_as_int4() -> QuantConfig | None:
+def experts_as_int4() -> QuantConfig | None:
     """The published description: all linear layers but for attention, shared experts, dense MLPs, head."""
     return preset("kimi-k2-thinking").quantization
 
@@ -222,10 +222,10 @@ def _write_weights(folder: Path, shards: Sequence[Sequence[Piece]]) -> None:
         weight_map |= {piece.name: name for piece in pieces}
     total = sum(piece.size_bytes for pieces in shards for piece in pieces)
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-    _write_json(folder / INDEX_NAME, index)
+    write_json(folder / INDEX_NAME, index)
 
 
-def _write_json(path: Path, value: dict[str, Any]) -> None:
+def write_json(path: Path, value: dict[str, Any]) -> None:
     with path.open("w", encoding="utf-8") as file:
         json.dump(value, file, indent=2)
         file.write("\n")
@@ -233,7 +233,7 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
         os.fsync(file.fileno())
 
 
-def _move_into_place(unfinished: Path, folder: Path) -> None:
+def move_into_place(unfinished: Path, folder: Path) -> None:
     """Rename the finished folder; one that was there is first set aside, then deleted."""
     if not folder.exists():
         unfinished.rename(folder)
