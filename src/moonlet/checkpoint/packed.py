@@ -137,6 +137,8 @@ class PackedCheckpoint:
         )
         self._is_valid = False
 
+    is_quantized = True
+
     def validate(self) -> None:
         """Raises one CheckpointError that lists every tensor that is missing, unknown or misshaped.
 

@@ -11,6 +11,7 @@ from moonlet.checkpoint.check import Matrix, Parts, Problems, compare, sort_into
 from moonlet.checkpoint.convert_layout import blocks_of, rows_from_transformers
 from moonlet.checkpoint.gguf_reader import GgufCheckpoint
 from moonlet.checkpoint.index import weight_files
+from moonlet.checkpoint.packed import PackedCheckpoint, is_packed
 from moonlet.checkpoint.safetensors import TYPE_NAMES, SafetensorsFile
 from moonlet.checkpoint.stored import StoredMatrix
 from moonlet.config import ModelConfig, TensorSpec, load_config, tensor_specs
@@ -41,16 +42,18 @@ def is_gguf(path: Path) -> bool:
     return path.suffix.lower() == ".gguf" and not path.is_dir()
 
 
-def open_checkpoint(folder: Path) -> "Checkpoint | GgufCheckpoint":
+def open_checkpoint(folder: Path) -> "Checkpoint | GgufCheckpoint | PackedCheckpoint":
     """Reads the configuration, the index and the headers of a folder; no tensor is touched.
 
-    `folder` may also be a GGUF file, or any part of a split one.
+    `folder` may be packed, and it may be a GGUF file, or any part of a split one.
 
     Raises CheckpointError, ConfigError or NotSupportedError when there is nothing to open; all that is
     wrong with the weights themselves is left to `Checkpoint.validate`.
     """
     if is_gguf(folder):
         return GgufCheckpoint(folder)
+    if is_packed(folder):
+        return PackedCheckpoint(folder)
     return Checkpoint(folder, read_config(folder), weight_files(folder))
 
 

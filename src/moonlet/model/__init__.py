@@ -3,7 +3,8 @@
 from moonlet.model.cache import LatentCache
 from moonlet.model.loading import build_on_meta, load_model
 from moonlet.model.network import Media, Model
-from moonlet.model.packing import FloatForm, is_quantized, load_packed
+from moonlet.model.packing import is_quantized, load_packed
+from moonlet.model.sources import FloatForm
 
 __all__ = [
     "FloatForm",

@@ -51,9 +51,9 @@ class PackedEmbedding(nn.Module):
 class PackedNorm(nn.Module):
     """RMSNorm in one call."""
 
-    def __init__(self, weight: Tensor, eps: float) -> None:
+    def __init__(self, weight: Floats, eps: float) -> None:
         super().__init__()
-        self.weight = weight.float().numpy()
+        self.weight = weight
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
