@@ -8,6 +8,8 @@
 #include "cpu.h"
 
 NB_MODULE(_kernels, m) {
+  // A process may end while a model is still in use, by a daemon thread for instance: that is no leak to warn of.
+  nanobind::set_leak_warnings(false);
   m.doc() = "The C++ half of moonlet.kernels.";
   m.def("supported_isas", &moonlet::supported_isas, "Instruction sets that this CPU can run, narrowest first.");
   m.def("isa", [] { return moonlet::kernels().name; }, "The one that is used.");
