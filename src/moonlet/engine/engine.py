@@ -141,7 +141,7 @@ class Engine:
         if self._is_over(stream):
             return Finished("cancelled")
         sampler = Sampler(request.sampling)
-        cache = self._new_cache(len(request.token_ids) + request.max_tokens)
+        cache = self.model.new_cache(1, len(request.token_ids) + request.max_tokens)
         logits = None
         for token_ids, media in self._prefill_chunks(request):
             if self._is_over(stream):
@@ -165,10 +165,6 @@ class Engine:
         """Logits [vocab_size] after the last of `token_ids`."""
         hidden = self.model.hidden(torch.tensor([token_ids]), media=media, cache=cache)
         return self.model.logits(hidden[0, -1])
-
-    def _new_cache(self, length: int) -> LatentCache:
-        weight = self.model.language_model.lm_head.weight
-        return LatentCache(self.model.config, 1, length, weight.dtype, weight.device)
 
     def _prefill_chunks(self, request: GenerateRequest) -> Iterator[tuple[list[int], Media | None]]:
         """The prompt in pieces, with the media that belong to each; no item is cut in two."""

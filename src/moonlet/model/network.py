@@ -136,6 +136,13 @@ class Model(nn.Module):
             x = layer(x, rotation, past, absorbed)
         return text.norm(x)
 
+    def new_cache(self, batch: int, max_seq_len: int) -> LatentCache:
+        """Room for `batch` sequences, in the type and on the device that this model computes with."""
+        if self.cache_dtype is not None:
+            return LatentCache(self.config, batch, max_seq_len, self.cache_dtype)
+        weight = self.language_model.lm_head.weight
+        return LatentCache(self.config, batch, max_seq_len, weight.dtype, weight.device)
+
     def logits(self, hidden: Tensor) -> Tensor:
         return self.language_model.lm_head(hidden)
 
