@@ -32,7 +32,8 @@ class PackedLinear(nn.Module):
         self.matrix = matrix
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.from_numpy(self.matrix(_rows(x))).unflatten(0, x.shape[:-1])
+        out = torch.from_numpy(self.matrix(_rows(x)))
+        return out.view(*x.shape[:-1], out.shape[-1])
 
 
 class PackedEmbedding(nn.Module):
@@ -45,7 +46,8 @@ class PackedEmbedding(nn.Module):
 
     def forward(self, input_ids: Tensor) -> Tensor:
         rows = self.data[input_ids.flatten().numpy()]
-        return torch.from_numpy(decode(self.type_name, rows)).unflatten(0, input_ids.shape)
+        values = torch.from_numpy(decode(self.type_name, rows))
+        return values.view(*input_ids.shape, values.shape[-1])
 
 
 class PackedNorm(nn.Module):
