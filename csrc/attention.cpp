@@ -54,7 +54,8 @@ struct Call {
 
   std::vector<Group> groups(size_t heads_each) const;
   const uint16_t* bfloat_row(const uint8_t* row, uint16_t* room) const;
-  void run_chunk(const Group& group, size_t chunk, State state) const;
+  void round_queries(const Group& group, uint32_t* queries) const;
+  void run_chunk(const Group& group, const uint32_t* queries, size_t chunk, State state) const;
   void merge(const Group& group, size_t chunk, State state, State other) const;
   void finish(const Group& group, State state) const;
   size_t state_floats(const Group& group) const { return State::floats(group.rows(), tiles * kBlock); }
@@ -79,37 +80,39 @@ std::vector<Group> Call::groups(size_t heads_each) const {
   return found;
 }
 
-// The row as it is where it may be read over its whole width, else a copy in `room`, which is zero behind the columns.
+// The row as it is where it may be read over its whole width, else a copy in `room` with zeros behind its columns.
 const uint16_t* Call::bfloat_row(const uint8_t* row, uint16_t* room) const {
   const size_t columns = cache.columns;
+  if (!cache.eight_bits && columns == width) return reinterpret_cast<const uint16_t*>(row);
   if (cache.eight_bits) {
-    float scales[64];
-    for (size_t begin = 0; begin < columns; begin += 64 * kCodeGroup) {
-      const size_t count = std::min(columns - begin, 64 * kCodeGroup), groups = (count + kCodeGroup - 1) / kCodeGroup;
-      std::memcpy(scales, row + columns + begin / kCodeGroup * 4, groups * 4);
-      kernels.attention.bfloat_of_codes(reinterpret_cast<const int8_t*>(row) + begin, scales, room + begin, count);
-    }
-    return room;
+    kernels.attention.bfloat_of_codes(row, columns, room);
+  } else {
+    std::memcpy(room, row, 2 * columns);
   }
-  if (columns == width && reinterpret_cast<uintptr_t>(row) % 2 == 0) return reinterpret_cast<const uint16_t*>(row);
-  std::memcpy(room, row, 2 * columns);
+  std::fill(room + columns, room + width, 0);
   return room;
 }
 
-void Call::run_chunk(const Group& group, size_t chunk, State state) const {
-  const size_t rows = group.rows(), columns = cache.columns;
+// The queries of a group in bfloat16 [rows][pairs], zero behind their columns.
+void Call::round_queries(const Group& group, uint32_t* queries) const {
+  for (size_t row = 0; row < group.rows(); ++row) {
+    const size_t t = group.token + row / group.heads, head = group.head + row % group.heads, columns = cache.columns;
+    auto* to = reinterpret_cast<uint16_t*>(queries + row * pairs);
+    kernels.attention.to_bfloat(q + (t * heads + head) * columns, to, columns);
+    std::fill(to + columns, to + 2 * pairs, 0);
+  }
+}
+
+void Call::run_chunk(const Group& group, const uint32_t* queries, size_t chunk, State state) const {
   const size_t begin = chunk * group.chunk, end = std::min(begin + group.chunk, group.last + 1);
-  const size_t key_bytes = 4 * pairs * kBlock, value_bytes = 2 * tiles * kBlock * kBlock, query_bytes = 4 * pairs * rows;
-  const size_t room_bytes = 2 * width * (kBlock + 1);
-  uint8_t* memory = scratch().get(2, key_bytes + value_bytes + query_bytes + room_bytes);
+  const size_t key_bytes = 4 * pairs * kBlock, value_bytes = 2 * tiles * kBlock * kBlock;
+  uint8_t* memory = scratch().get(2, key_bytes + value_bytes + 2 * width * (kBlock + 1));
   auto* keys = reinterpret_cast<uint32_t*>(memory);
   auto* value_pairs = reinterpret_cast<uint32_t*>(memory + key_bytes);
-  auto* queries = reinterpret_cast<uint32_t*>(memory + key_bytes + value_bytes);
-  auto* room = reinterpret_cast<uint16_t*>(memory + key_bytes + value_bytes + query_bytes);
-  // Queries and copied rows stay zero behind their columns; the last row of the room stays zero, for positions that
-  // nobody has written yet.
-  std::memset(queries, 0, query_bytes + room_bytes);
-  const uint16_t* zeros = room + kBlock * width;
+  auto* room = reinterpret_cast<uint16_t*>(memory + key_bytes + value_bytes);
+  uint16_t* zeros = room + kBlock * width;  // stands for positions that nobody has written yet
+  std::fill_n(zeros, width, 0);
+
   const int32_t of = sequence[group.token];
   const uint8_t* stored[kBlock];
   const auto find_rows = [&](size_t first) {
@@ -118,11 +121,6 @@ void Call::run_chunk(const Group& group, size_t chunk, State state) const {
   find_rows(begin);
   for (const uint8_t* row : stored) {
     for (size_t byte = 0; byte < cache.row_bytes(); byte += 64) __builtin_prefetch(row + byte, 0, 2);
-  }
-  for (size_t row = 0; row < rows; ++row) {
-    const size_t t = group.token + row / group.heads, head = group.head + row % group.heads;
-    kernels.attention.to_bfloat(q + (t * heads + head) * columns, reinterpret_cast<uint16_t*>(queries + row * pairs),
-                                columns);
   }
   for (size_t first = begin; first < end; first += kBlock) {
     const uint16_t* block[kBlock];
@@ -156,20 +154,21 @@ void Call::merge(const Group& group, size_t chunk, State state, State other) con
 void Call::finish(const Group& group, State state) const {
   for (size_t row = 0; row < group.rows(); ++row) {
     const size_t t = group.token + row / group.heads, head = group.head + row % group.heads;
-    const float inverse = 1.0f / state.total[row];
-    const float* from = state.out + row * state.columns;
-    std::transform(from, from + values, out + (t * heads + head) * values, [=](float x) { return x * inverse; });
+    kernels.attention.divide(state.out + row * state.columns, state.total[row], out + (t * heads + head) * values,
+                             values);
   }
 }
 
 // All chunks of a group one after the other.
 void run_group(const Call& call, const Group& group) {
   const size_t floats = call.state_floats(group);
-  float* memory = scratch().floats(1, 2 * floats);
+  float* memory = scratch().floats(1, 2 * floats + call.pairs * group.rows());
   const State state = call.state(group, memory), part = call.state(group, memory + floats);
-  call.run_chunk(group, 0, state);
+  auto* queries = reinterpret_cast<uint32_t*>(memory + 2 * floats);
+  call.round_queries(group, queries);
+  call.run_chunk(group, queries, 0, state);
   for (size_t chunk = 1; chunk < group.chunks(); ++chunk) {
-    call.run_chunk(group, chunk, part);
+    call.run_chunk(group, queries, chunk, part);
     call.merge(group, chunk, state, part);
   }
   call.finish(group, state);
@@ -190,7 +189,9 @@ void run_split(const Call& call, const std::vector<Group>& groups) {
   float* memory = scratch().floats(0, offsets.back());
   parallel_for(tasks.size(), [&](size_t i) {
     const auto [group, chunk] = tasks[i];
-    call.run_chunk(*group, chunk, call.state(*group, memory + offsets[i]));
+    auto* queries = reinterpret_cast<uint32_t*>(scratch().get(1, 4 * call.pairs * group->rows()));
+    call.round_queries(*group, queries);
+    call.run_chunk(*group, queries, chunk, call.state(*group, memory + offsets[i]));
   });
   parallel_for(groups.size(), [&](size_t g) {
     const Group& group = groups[g];

@@ -59,8 +59,8 @@ constexpr size_t kCodeGroup = 64;  // columns of an 8-bit row that share a scale
 
 struct AttentionKernels {
   void (*to_bfloat)(const float* x, uint16_t* out, size_t count);
-  // A row of int8 codes and its scales, one for each kCodeGroup columns.
-  void (*bfloat_of_codes)(const int8_t* codes, const float* scales, uint16_t* out, size_t count);
+  // An 8-bit row: int8 codes, then a float32 scale for every kCodeGroup of them.
+  void (*bfloat_of_codes)(const uint8_t* row, size_t columns, uint16_t* out);
   // 64 rows as keys [pairs][64 rows] and values [tiles][32 pairs of rows][64 columns]; pairs is a multiple of 16.
   void (*rearrange)(const uint16_t* const* rows, size_t pairs, size_t tiles, uint32_t* keys, uint32_t* values);
   // `rows` queries [rows][pairs] look at the first `seen` rows of a block. The state of their softmax, which `first`
@@ -72,6 +72,7 @@ struct AttentionKernels {
   // Adds the state of other blocks; columns is 64 tiles.
   void (*merge)(float* out, float* max, float* total, const float* other, const float* other_max,
                 const float* other_total, size_t rows, size_t columns);
+  void (*divide)(const float* x, float by, float* out, size_t count);
 };
 
 struct Kernels {
