@@ -93,6 +93,19 @@ def test_tensors_round_trip(tmp_path: Path, config: ModelConfig, form: int) -> N
         assert torch.equal(half[spec.name], wanted)
 
 
+def test_tensors_of_the_stored_type_are_not_copied(tmp_path: Path) -> None:
+    config = replace(TEXT, vocab_size=2048)  # so that the head has pages of its own
+    write_text(tmp_path / "m.gguf", config, random_tensors(config))
+    checkpoint = open_checkpoint(tmp_path / "m.gguf")
+    name = "language_model.lm_head.weight"
+    first = checkpoint.tensor(name)
+    assert first.data_ptr() == dict(checkpoint.tensors())[name].data_ptr()
+    first.fill_(3)  # what a caller writes into a view survives a later reading
+    assert checkpoint.tensor(name, torch.bfloat16).unique().tolist() == [3]
+    assert first.unique().tolist() == [3]
+    assert open_checkpoint(tmp_path / "m.gguf").tensor(name).unique().numel() > 1
+
+
 def test_layouts_are_what_the_format_says(tmp_path: Path) -> None:
     tensors = random_tensors(VISION)
     write_text(tmp_path / "m.gguf", VISION, tensors)
@@ -117,6 +130,13 @@ def test_layouts_are_what_the_format_says(tmp_path: Path) -> None:
         wanted = tensors[name][[first + row for row in order]]
         assert np.array_equal(qkv[first : first + 12], wanted.numpy())
     assert np.array_equal(qkv[96:], tensors[name][96:].numpy())
+    linear = ("attn_qkv", "attn_out", "ffn_up", "ffn_down", "ln1", "ln2")
+    names = {f"v.blk.{layer}.{stem}" for layer in (0, 1) for stem in linear}
+    names |= {"v.patch_embd", "v.post_ln", "mm.input_norm", "mm.1", "mm.2"}
+    names = {f"{stem}.{kind}" for stem in names for kind in ("weight", "bias")}
+    assert names | {"v.position_embd.weight"} == {n for n in found if n[:2] in ("v.", "mm")}
+    norm0 = tensors["vision_tower.encoder.blocks.1.norm0.weight"]
+    assert np.array_equal(found["v.blk.1.ln1.weight"].data, norm0.numpy())
     assert found["v.patch_embd.weight"].shape.tolist() == [14, 14, 3, 48]
     assert found["v.position_embd.weight"].shape.tolist() == [48, 8, 8]
     assert found["mm.2.weight"].shape.tolist() == [192, 64]
