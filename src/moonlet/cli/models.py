@@ -87,6 +87,17 @@ def load_provider(model: str | None) -> "Provider":
         return load(resolve(model), name if path.exists() else model)
 
 
+def checkpoint_path(model: str | None) -> Path:
+    """Where the weights that MODEL names lie, fetched if need be. Raises as `load_provider` does."""
+    from moonlet.checkpoint import resolve
+
+    if model is None:
+        return nano.folder()
+    _refuse_without_weights(model)
+    _path(model)
+    return resolve(model)
+
+
 def _path(model: str) -> Path:
     """`model` as a path that can be asked whether it exists. Raises UsageError."""
     try:

@@ -130,7 +130,9 @@ def random_rows(type_name: str, rows: int, cols: int, seed: int) -> Rows:
         data = encode(type_name, values)
     else:
         # Without this bit no half-precision scale, wherever in the block it is, is large or infinite.
-        data = rng.integers(0, 256, (rows, type_of(type_name).row_bytes(cols)), np.uint8) & 0xBF
+        data = rng.integers(
+            0, 256, (rows, type_of(type_name).row_bytes(cols)), np.uint8
+        ) & np.uint8(0xBF)
     return Rows(type_name, data, None, decode(type_name, data))
 
 
@@ -218,7 +220,7 @@ def _routers() -> Iterator[_Case]:
             found = _kernels.route(logits, bias, 6, True, True, 2.5, groups, top, 2)
             return np.concatenate([found[0].astype(np.float32), found[1]], axis=1)
 
-        expected = np.concatenate([ids, weights], axis=1)
+        expected = np.concatenate([ids.astype(np.float64), weights], axis=1)
         yield _Case(f"router, {label}", run, expected, SUMS)
 
 
