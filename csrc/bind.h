@@ -49,6 +49,7 @@ inline NewArray<float> new_array(std::initializer_list<size_t> shape) {
 
 void bind_weights(nb::module_& m);
 void bind_attention(nb::module_& m);
+void bind_layer(nb::module_& m);
 void bind_limits(nb::module_& m);
 
 }  // namespace moonlet

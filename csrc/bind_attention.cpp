@@ -9,51 +9,12 @@
 
 #include "attention.h"
 #include "bind.h"
+#include "pages.h"
 #include "rotary.h"
 #include "router.h"
 
 namespace moonlet {
 namespace {
-
-// uint16 [pages, page_size, columns] holds bfloat16, uint8 [pages, page_size, row_bytes] codes and scales.
-using Pages = nb::ndarray<nb::numpy, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
-using ReadPages = nb::ndarray<nb::ro, nb::numpy, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
-using Ints = Array<int32_t, 1>;
-
-// The cache behind the arrays, with every place that the tokens touch checked: those at `sequence` and `position`
-// and, with `whole`, all before.
-template <class AnyPages>
-Cache checked_cache(const AnyPages& pages, const Array<int32_t, 2>& table, size_t columns, const Ints& sequence,
-                    const Ints& position, size_t tokens, bool whole) {
-  const bool eight_bits = pages.dtype() == nb::dtype<uint8_t>();
-  require(eight_bits || pages.dtype() == nb::dtype<uint16_t>(), "pages are uint16 (bfloat16) or uint8 (8-bit rows)");
-  const size_t count = pages.shape(0), page_size = pages.shape(1);
-  const size_t wanted = eight_bits ? Cache::row_bytes(columns, true) : columns;
-  require(columns > 0 && page_size > 0, "a cache without columns or with empty pages");
-  require(pages.shape(2) == wanted, "rows of pages have " + str(pages.shape(2)) + " elements, wanted " + str(wanted) +
-                                        " for " + str(columns) + " columns");
-  require(sequence.shape(0) == tokens && position.shape(0) == tokens,
-          "sequence and position have " + str(sequence.shape(0)) + " and " + str(position.shape(0)) +
-              " elements, wanted " + str(tokens));
-  const size_t sequences = table.shape(0), max_pages = table.shape(1);
-  for (size_t t = 0; t < tokens; ++t) {
-    const int32_t s = sequence.data()[t], p = position.data()[t];
-    require(s >= 0 && static_cast<size_t>(s) < sequences,
-            "sequence " + std::to_string(s) + " of a table of " + str(sequences));
-    require(p >= 0 && static_cast<size_t>(p) / page_size < max_pages,
-            "position " + std::to_string(p) + " of a table of " + str(max_pages) + " pages of " + str(page_size));
-    const size_t last = static_cast<size_t>(p) / page_size;
-    const bool seen = t > 0 && whole && s == sequence.data()[t - 1] && p >= position.data()[t - 1];
-    for (size_t i = seen ? static_cast<size_t>(position.data()[t - 1]) / page_size : whole ? 0 : last; i <= last; ++i) {
-      const int32_t page = table.data()[static_cast<size_t>(s) * max_pages + i];
-      require(page >= 0 && static_cast<size_t>(page) < count,
-              "page " + std::to_string(page) + " of " + str(count) + ", at place " + str(i) + " of sequence " +
-                  std::to_string(s));
-    }
-  }
-  auto* data = static_cast<uint8_t*>(const_cast<void*>(static_cast<const void*>(pages.data())));
-  return {data, page_size, columns, eight_bits, table.data(), max_pages};
-}
 
 void append(Pages pages, Array<int32_t, 2> table, Array<float, 2> latent, Ints sequence, Ints position,
             const Isa& isa) {
@@ -102,11 +63,8 @@ std::pair<nb::ndarray<int32_t, nb::numpy, nb::c_contig>, NewArray<float>> choose
   const size_t tokens = logits.shape(0), experts = logits.shape(1);
   require(!bias || bias->shape(0) == experts,
           "a bias for " + str(bias ? bias->shape(0) : 0) + " experts, wanted " + str(experts));
-  require(top_k > 0 && top_k <= experts, str(top_k) + " of " + str(experts) + " experts cannot be chosen");
-  require(groups > 0 && experts % groups == 0, str(experts) + " experts do not form " + str(groups) + " groups");
-  require(top_groups > 0 && top_groups <= groups, str(top_groups) + " of " + str(groups) + " groups cannot be chosen");
-  require(group_best > 0, "a group is judged by at least one expert");
   const Router router{experts, top_k, groups, top_groups, group_best, sigmoid, normalize, scaling};
+  check_router(router);
   auto* data = new int32_t[tokens * top_k + 1];
   nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<int32_t*>(p); });
   nb::ndarray<int32_t, nb::numpy, nb::c_contig> ids(data, {tokens, top_k}, owner);

@@ -15,5 +15,6 @@ NB_MODULE(_kernels, m) {
   m.def("isa", [] { return moonlet::kernels().name; }, "The one that is used.");
   moonlet::bind_weights(m);
   moonlet::bind_attention(m);
+  moonlet::bind_layer(m);
   moonlet::bind_limits(m);
 }

@@ -12,7 +12,9 @@ namespace {
 // A task of the first half computes 32 gate and 32 up rows: one group of what the second half reads.
 constexpr size_t kGatePanels = kGroup / kPanelRows;
 constexpr size_t kMaxTile = 16;
-constexpr size_t kDownBytes = 64 << 10;  // of one expert's down matrix in a task of the second half
+constexpr size_t kDownBytes = 128 << 10;  // of all networks' down matrices in a task of the second half
+constexpr size_t kManyBytes = 256 << 10;  // of one network's, when many tokens share what a task reads
+constexpr size_t kManyTokens = 64;
 constexpr size_t kMaxDownPanels = 16;
 
 struct Pair {  // a token that an expert works on
@@ -174,7 +176,8 @@ void ffn(const Kernels& kernels, const Experts* experts, const Ffn* shared, cons
     for (size_t g = 0; g < hidden_groups(job.ffn); ++g) tasks.push_back({&job, g});
   }
   parallel_for(tasks.size(), [&](size_t i) { gate_up(kernels, *tasks[i].job, plan, tasks[i].group); });
-  const size_t step = std::clamp<size_t>(kDownBytes / std::max<size_t>(any_down.panel_bytes(), 1), 1, kMaxDownPanels);
+  const size_t bytes = tokens < kManyTokens ? kDownBytes / plan.jobs.size() : kManyBytes;
+  const size_t step = std::clamp<size_t>(bytes / std::max<size_t>(any_down.panel_bytes(), 1), 1, kMaxDownPanels);
   parallel_for((any_down.panels() + step - 1) / step, [&](size_t i) {
     down(kernels, plan, i * step, std::min((i + 1) * step, any_down.panels()), tokens, any_down.rows, out);
   });

@@ -9,10 +9,13 @@ namespace moonlet {
 namespace {
 
 constexpr size_t kChunkBytes = 128 << 10;  // of weights in one task: they stay in the L2 cache for all tiles
+constexpr size_t kDecodeBytes = 32 << 10;  // with a single tile: small, so that threads end together
+constexpr size_t kSerialBytes = 16 << 10;  // of activations, below which waking the threads costs more
 constexpr size_t kMaxChunkRows = 512;
 
-size_t chunk_panels(const Matrix& matrix) {
-  return std::clamp<size_t>(kChunkBytes / std::max<size_t>(matrix.panel_bytes(), 1), 1, kMaxChunkRows / kPanelRows);
+size_t chunk_panels(const Matrix& matrix, size_t tiles) {
+  const size_t bytes = tiles > 1 ? kChunkBytes : kDecodeBytes;
+  return std::clamp<size_t>(bytes / std::max<size_t>(matrix.panel_bytes(), 1), 1, kMaxChunkRows / kPanelRows);
 }
 
 }  // namespace
@@ -38,20 +41,19 @@ Tiles::Tiles(size_t tokens, size_t limit)
 size_t padded_groups(size_t columns) { return (columns + 255) / 256 * 8; }
 
 Activations::Activations(const Kernels& kernels, const float* x, size_t x_stride, size_t tokens, size_t columns,
-                         bool quantized, size_t slot)
-    : groups(padded_groups(columns)), tiles(tokens, kernels.max_tokens), x_(x), x_stride_(x_stride) {
-  if (!quantized) return;
-  bytes_ = scratch().get(slot, groups * kTokenGroupBytes * tokens);
-  const auto one = [&](size_t i) {
-    const size_t n = tiles.size(i);
-    for (size_t t = 0; t < n; ++t) {
-      kernels.quantize(x + (tiles.first(i) + t) * x_stride, columns, groups, bytes_ + groups * kTokenGroupBytes * tiles.first(i), n, t);
-    }
-  };
-  if (tokens * columns < 32768) {
-    for (size_t i = 0; i < tiles.count; ++i) one(i);
-  } else {
-    parallel_for(tiles.count, one);
+                         uint8_t* memory)
+    : groups(padded_groups(columns)),
+      tiles(tokens, kernels.max_tokens),
+      x_(x),
+      x_stride_(x_stride),
+      columns_(columns),
+      bytes_(memory) {}
+
+void Activations::quantize(const Kernels& kernels, size_t i) const {
+  const size_t n = tiles.size(i);
+  uint8_t* tile = bytes_ + groups * kTokenGroupBytes * tiles.first(i);
+  for (size_t t = 0; t < n; ++t) {
+    kernels.quantize(x_ + (tiles.first(i) + t) * x_stride_, columns_, groups, tile, n, t);
   }
 }
 
@@ -109,6 +111,29 @@ void Activations::multiply(const Kernels& kernels, const Matrix& matrix, size_t 
   }
 }
 
+void multiply_all(const Kernels& kernels, const Product* products, size_t count) {
+  struct Chunk {
+    const Product* product;
+    size_t begin, end;
+  };
+  std::vector<Chunk> chunks;
+  for (const Product* product = products; product < products + count; ++product) {
+    const Matrix& matrix = product->matrix;
+    const size_t step = chunk_panels(matrix, product->x->tiles.count), panels = matrix.panels();
+    for (size_t begin = 0; begin < panels; begin += step) {
+      chunks.push_back({product, begin, std::min(begin + step, panels)});
+    }
+  }
+  parallel_for(chunks.size(), [&](size_t i) {
+    const auto& [product, begin, end] = chunks[i];
+    const Activations& x = *product->x;
+    for (size_t tile = 0; tile < x.tiles.count; ++tile) {
+      float* out = product->out + x.tiles.first(tile) * product->out_stride + begin * kPanelRows;
+      x.multiply(kernels, product->matrix, begin, end, tile, out, product->out_stride);
+    }
+  });
+}
+
 void linear(const Kernels& kernels, const Matrix& matrix, const float* x, size_t x_stride, size_t tokens, float* out,
             size_t out_stride) {
   linear_stack(kernels, matrix, 1, x, x_stride, 0, tokens, out, out_stride, 0);
@@ -117,21 +142,30 @@ void linear(const Kernels& kernels, const Matrix& matrix, const float* x, size_t
 void linear_stack(const Kernels& kernels, const Matrix& first, size_t count, const float* x, size_t x_stride,
                   size_t x_step, size_t tokens, float* out, size_t out_stride, size_t out_step) {
   if (tokens == 0) return;
+  const size_t bytes = activation_bytes(tokens, first.columns);
+  uint8_t* memory = first.is_float ? nullptr : scratch().get(0, count * bytes);
   std::vector<Activations> inputs;
+  std::vector<Product> products;
   inputs.reserve(count);
   for (size_t h = 0; h < count; ++h) {
-    inputs.emplace_back(kernels, x + h * x_step, x_stride, tokens, first.columns, !first.is_float, h);
-  }
-  const size_t step = chunk_panels(first), chunks = (first.panels() + step - 1) / step;
-  parallel_for(count * chunks, [&](size_t task) {
-    const size_t h = task / chunks, begin = task % chunks * step, end = std::min(begin + step, first.panels());
+    inputs.emplace_back(kernels, x + h * x_step, x_stride, tokens, first.columns, memory ? memory + h * bytes : nullptr);
     Matrix matrix = first;
     matrix.data += h * first.bytes();
-    for (size_t i = 0; i < inputs[h].tiles.count; ++i) {
-      float* target = out + inputs[h].tiles.first(i) * out_stride + h * out_step + begin * kPanelRows;
-      inputs[h].multiply(kernels, matrix, begin, end, i, target, out_stride);
-    }
-  });
+    products.push_back({matrix, &inputs.back(), out + h * out_step, out_stride});
+  }
+  if (memory) quantize_all(kernels, inputs);
+  multiply_all(kernels, products.data(), count);
+}
+
+void quantize_all(const Kernels& kernels, const std::vector<Activations>& inputs) {
+  if (inputs.empty()) return;
+  const size_t tiles = inputs.front().tiles.count, tasks = inputs.size() * tiles;
+  const auto one = [&](size_t i) { inputs[i / tiles].quantize(kernels, i % tiles); };
+  if (inputs.size() * inputs.front().bytes() < kSerialBytes) {
+    for (size_t i = 0; i < tasks; ++i) one(i);
+  } else {
+    parallel_for(tasks, one);
+  }
 }
 
 }  // namespace moonlet

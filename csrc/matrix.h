@@ -43,14 +43,21 @@ struct Tiles {
   size_t first(size_t tile) const { return tile * base + (tile < longer ? tile : longer); }
 };
 
-// Activations in the form that a matrix's kernels read: int8 tiles, or padded floats for float matrices.
+size_t padded_groups(size_t columns);
+inline size_t activation_bytes(size_t tokens, size_t columns) {
+  return tokens * padded_groups(columns) * kTokenGroupBytes;
+}
+
+// Activations in the form that a matrix's kernels read: int8 tiles in `memory` (activation_bytes), once they are
+// quantized, or the floats themselves for float matrices.
 class Activations {
  public:
   // x: [tokens][columns], rows x_stride floats apart. Groups are padded to the longest block, so that one set of
-  // activations serves matrices of any format with these columns; without `quantized` only float ones.
-  Activations(const Kernels& kernels, const float* x, size_t x_stride, size_t tokens, size_t columns, bool quantized,
-              size_t slot);
+  // activations serves matrices of any format with these columns.
+  Activations(const Kernels& kernels, const float* x, size_t x_stride, size_t tokens, size_t columns, uint8_t* memory);
+  void quantize(const Kernels& kernels, size_t tile) const;
   const uint8_t* tile(size_t i) const { return bytes_ + groups * kTokenGroupBytes * tiles.first(i); }
+  size_t bytes() const { return groups * kTokenGroupBytes * tiles.first(tiles.count); }
   // The matrix's panels [begin, end) times tile i; out points at the tile's first token and row 16 * begin.
   void multiply(const Kernels& kernels, const Matrix& matrix, size_t begin, size_t end, size_t i, float* out,
                 size_t out_stride) const;
@@ -60,11 +67,21 @@ class Activations {
 
  private:
   const float* x_;
-  size_t x_stride_;
-  uint8_t* bytes_ = nullptr;
+  size_t x_stride_, columns_;
+  uint8_t* bytes_;
 };
 
-size_t padded_groups(size_t columns);
+void quantize_all(const Kernels& kernels, const std::vector<Activations>& inputs);
+
+// out[t] = matrix x[t]
+struct Product {
+  Matrix matrix;
+  const Activations* x;
+  float* out;
+  size_t out_stride;
+};
+// All of them in one go over the threads.
+void multiply_all(const Kernels& kernels, const Product* products, size_t count);
 
 // Panels [begin, end) of `matrix` times one tile of `n` tokens.
 void multiply_tile(const Kernels& kernels, const Matrix& matrix, size_t begin, size_t end, const uint8_t* tile,

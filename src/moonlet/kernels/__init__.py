@@ -7,9 +7,11 @@ MOONLET_ISA forces one of `supported_isas()`; a set that this CPU cannot run is 
 """
 
 from moonlet.kernels._kernels import (
+    Attention,
     Experts,
     Ffn,
     Matrix,
+    Moe,
     append_latent,
     code_row_bytes,
     ffn,
@@ -24,9 +26,11 @@ from moonlet.kernels._kernels import (
 from moonlet.kernels._kernels import supported_isas as _supported_isas
 
 __all__ = [
+    "Attention",
     "Experts",
     "Ffn",
     "Matrix",
+    "Moe",
     "append_latent",
     "code_row_bytes",
     "ffn",

@@ -86,7 +86,7 @@ class FloatSwiGLU(nn.Module):
 
 
 class PackedMoE(nn.Module):
-    """Router, routed experts and shared expert in three calls, whatever the number of tokens."""
+    """Router, routed experts and shared expert in one call, whatever the number of tokens."""
 
     def __init__(
         self,
@@ -107,17 +107,16 @@ class PackedMoE(nn.Module):
             "top_groups": config.topk_group,
             "group_best": 2 if config.topk_method == "noaux_tc" else 1,
         }
+        together = shared.ffn if isinstance(shared, PackedSwiGLU) else None
+        self.layer = kernels.Moe(gate, bias, experts, together, **self.routing)
 
     def forward(self, x: Tensor) -> Tensor:
-        x_ND = _rows(x)
-        ids, weights = kernels.route(self.gate(x_ND), self.bias, **self.routing)
-        together = self.shared.ffn if isinstance(self.shared, PackedSwiGLU) else None
-        out = torch.from_numpy(kernels.ffn(self.experts, together, x_ND, ids, weights)).view_as(x)
+        out = torch.from_numpy(self.layer(_rows(x))).view_as(x)
         return out + self.shared(x) if isinstance(self.shared, FloatSwiGLU) else out
 
 
 class PackedAttention(nn.Module):
-    """Latent attention in its absorbed form, over a bfloat16 cache.
+    """Latent attention in its absorbed form, over a bfloat16 cache, in one call.
 
     queries: (q_proj,) or (q_a_proj, gain of the norm, q_b_proj). k_b: H matrices [C, N], v_b: H
     matrices [O, C], the halves of kv_b_proj that are folded into query and output.
@@ -136,12 +135,14 @@ class PackedAttention(nn.Module):
     ) -> None:
         super().__init__()
         self.layer_idx = layer_idx
-        self.num_heads = config.num_attention_heads
-        self.latent, self.latent_size = config.kv_lora_rank, config.latent_size
-        self.eps = config.latent_norm_eps
-        self.scale = config.softmax_scale
+        self.latent_size = config.latent_size
         self.queries, self.kv_a, self.kv_norm = queries, kv_a, kv_norm
         self.k_b, self.v_b, self.output = k_b, v_b, output
+        q_a, q_norm = queries[:2] if len(queries) == 3 else (None, None)
+        self.layer = kernels.Attention(
+            q_a, q_norm, queries[-1], kv_a, kv_norm, k_b, v_b, output,
+            config.qk_rope_head_dim, config.latent_norm_eps, config.softmax_scale,
+        )  # fmt: skip
 
     def forward(
         self,
@@ -155,24 +156,9 @@ class PackedAttention(nn.Module):
             raise NotSupportedError(
                 "a quantized model computes attention in its absorbed form, one document at a time"
             )
-        x_ND = _rows(x)
         cos, sin = (_rows(angle) for angle in rotation)
         place = past.paged(self.layer_idx, self.latent_size)
-        latent_NL = kernels.rms_norm(self.kv_a(x_ND), self.kv_norm, self.eps)
-        kernels.rotate(latent_NL[:, None], cos, sin)
-        kernels.append_latent(place.pages, place.table, latent_NL, place.sequence, place.position)
-        q_NHd = self._queries(x_ND).reshape(len(x_ND), self.num_heads, -1)
-        q_NHL = np.empty((len(x_ND), self.num_heads, self.latent_size), np.float32)
-        self.k_b(q_NHd, q_NHL)  # the first C columns; rotary turns the others
-        kernels.rotate(q_NHd, cos, sin, q_NHL)
-        out_NHC = kernels.latent_attention(
-            q_NHL, place.pages, place.table, place.sequence, place.position, self.latent, self.scale
+        out = self.layer(
+            _rows(x), cos, sin, place.pages, place.table, place.sequence, place.position
         )
-        out = self.output(self.v_b(out_NHC).reshape(len(x_ND), -1))
         return torch.from_numpy(out).view_as(x)
-
-    def _queries(self, x_ND: Floats) -> Floats:
-        if len(self.queries) == 1:
-            return self.queries[0](x_ND)
-        q_a, gain, q_b = self.queries
-        return q_b(kernels.rms_norm(q_a(x_ND), gain, self.eps))

@@ -1,0 +1,123 @@
+// The parts of a layer, as Python sees them: made once, called with the activations alone.
+
+#include <nanobind/stl/optional.h>
+
+#include "layer.h"
+#include "packed.h"
+#include "pages.h"
+
+namespace moonlet {
+namespace {
+
+using Shared = std::shared_ptr<PackedMatrix>;
+using Vector = Array<float, 1>;
+
+class PackedAttention {
+ public:
+  PackedAttention(std::optional<Shared> q_a, std::optional<Vector> q_norm, Shared q, Shared kv_a, Vector kv_norm,
+                  Shared k_b, Shared v_b, Shared output, size_t rope, float eps, float scale)
+      : held_{q_a.value_or(nullptr), q, kv_a, k_b, v_b, output}, kv_norm_(kv_norm), q_norm_(q_norm) {
+    const size_t heads = k_b->count, latent = k_b->matrix.rows, hidden = kv_a->matrix.columns;
+    const size_t rank = q_a ? (*q_a)->matrix.rows : hidden;
+    require(q_a.has_value() == q_norm.has_value() && (!q_a || (*q_a)->matrix.columns == hidden) &&
+                (!q_norm || q_norm->shape(0) == rank),
+            "the latent query wants a matrix of " + str(hidden) + " columns and a norm of its rows");
+    require(rope % 2 == 0 && q->matrix.columns == rank && q->matrix.rows == heads * (k_b->matrix.columns + rope),
+            "the query matrix is " + str(q->matrix.rows) + " x " + str(q->matrix.columns) + ", wanted " +
+                str(heads * (k_b->matrix.columns + rope)) + " x " + str(rank));
+    require(kv_a->matrix.rows == latent + rope && kv_norm.shape(0) == latent && v_b->count == heads &&
+                v_b->matrix.columns == latent,
+            "kv_a, its norm, k_b and v_b do not fit a latent of " + str(latent));
+    require(output->matrix.rows == hidden && output->matrix.columns == heads * v_b->matrix.rows,
+            "the output matrix is " + str(output->matrix.rows) + " x " + str(output->matrix.columns) + ", wanted " +
+                str(hidden) + " x " + str(heads * v_b->matrix.rows));
+    layer_ = {q_a.has_value(), q_a ? (*q_a)->matrix : Matrix{}, q_norm ? q_norm->data() : nullptr,
+              q->matrix,       kv_a->matrix,                    kv_norm.data(),
+              k_b->matrix,     v_b->matrix,                     output->matrix,
+              heads,           rope,                            eps,
+              scale};
+  }
+
+  NewArray<float> run(Array<float, 2> x, Array<float, 2> cos, Array<float, 2> sin, Pages pages,
+                      Array<int32_t, 2> table, Ints sequence, Ints position, const Isa& isa) const {
+    const size_t tokens = x.shape(0), hidden = layer_.kv_a.columns, pairs = layer_.rope / 2;
+    require(x.shape(1) == hidden, "the activations have " + str(x.shape(1)) + " columns, wanted " + str(hidden));
+    require(cos.shape(0) == tokens && sin.shape(0) == tokens && cos.shape(1) == pairs && sin.shape(1) == pairs,
+            "cos and sin want " + str(tokens) + " x " + str(pairs) + " angles");
+    const Cache cache = checked_cache(pages, table, layer_.kv_a.rows, sequence, position, tokens, true);
+    auto out = new_array({tokens, hidden});
+    const Kernels& kernels = chosen(isa);
+    {
+      const nb::gil_scoped_release unlocked;
+      attention_layer(kernels, layer_, x.data(), cos.data(), sin.data(), cache, sequence.data(), position.data(),
+                      tokens, out.data());
+    }
+    return out;
+  }
+
+ private:
+  Shared held_[6];
+  Vector kv_norm_;
+  std::optional<Vector> q_norm_;
+  AttentionLayer layer_;
+};
+
+class PackedMoe {
+ public:
+  PackedMoe(Shared gate, std::optional<Vector> bias, std::shared_ptr<PackedExperts> experts,
+            std::optional<std::shared_ptr<PackedFfn>> shared, size_t top_k, bool sigmoid, bool normalize, float scaling,
+            size_t groups, size_t top_groups, size_t group_best)
+      : gate_(gate), bias_(bias), experts_(experts), shared_(shared.value_or(nullptr)) {
+    const size_t count = experts->experts().count, hidden = experts->experts().first.gate.columns;
+    require(gate->matrix.rows == count && gate->matrix.columns == hidden && (!bias || bias->shape(0) == count),
+            "the router is " + str(gate->matrix.rows) + " x " + str(gate->matrix.columns) + ", wanted " + str(count) +
+                " x " + str(hidden) + " and as many biases");
+    require(!shared_ || shared_->ffn().gate.columns == hidden, "the shared expert has other columns than the experts");
+    const Router router{count, top_k, groups, top_groups, group_best, sigmoid, normalize, scaling};
+    check_router(router);
+    layer_ = {gate->matrix, bias ? bias->data() : nullptr, router};
+  }
+
+  NewArray<float> run(Array<float, 2> x, const Isa& isa) const {
+    const size_t tokens = x.shape(0), hidden = layer_.gate.columns;
+    require(x.shape(1) == hidden, "the activations have " + str(x.shape(1)) + " columns, wanted " + str(hidden));
+    auto out = new_array({tokens, hidden});
+    const Kernels& kernels = chosen(isa);
+    const Ffn shared = shared_ ? shared_->ffn() : Ffn{};
+    {
+      const nb::gil_scoped_release unlocked;
+      moe_layer(kernels, layer_, experts_->experts(), shared_ ? &shared : nullptr, x.data(), tokens, out.data());
+    }
+    return out;
+  }
+
+ private:
+  Shared gate_;
+  std::optional<Vector> bias_;
+  std::shared_ptr<PackedExperts> experts_;
+  std::shared_ptr<PackedFfn> shared_;
+  MoeLayer layer_;
+};
+
+}  // namespace
+
+void bind_layer(nb::module_& m) {
+  nb::class_<PackedAttention>(m, "Attention")
+      .def(nb::init<std::optional<Shared>, std::optional<Vector>, Shared, Shared, Vector, Shared, Shared, Shared, size_t,
+                    float, float>(),
+           nb::arg("q_a").none(), nb::arg("q_norm").noconvert().none(), nb::arg("q"), nb::arg("kv_a"),
+           nb::arg("kv_norm").noconvert(), nb::arg("k_b"), nb::arg("v_b"), nb::arg("output"), nb::arg("rope"),
+           nb::arg("eps"), nb::arg("scale"))
+      .def("__call__", &PackedAttention::run, nb::arg("x").noconvert(), nb::arg("cos").noconvert(),
+           nb::arg("sin").noconvert(), nb::arg("pages").noconvert(), nb::arg("table").noconvert(),
+           nb::arg("sequence").noconvert(), nb::arg("position").noconvert(), nb::arg("isa") = nb::none());
+  nb::class_<PackedMoe>(m, "Moe")
+      .def(nb::init<Shared, std::optional<Vector>, std::shared_ptr<PackedExperts>,
+                    std::optional<std::shared_ptr<PackedFfn>>, size_t, bool, bool, float, size_t, size_t, size_t>(),
+           nb::arg("gate"), nb::arg("bias").noconvert().none(), nb::arg("experts"), nb::arg("shared").none(),
+           nb::arg("top_k"), nb::arg("sigmoid"), nb::arg("normalize"), nb::arg("scaling"), nb::arg("groups") = 1,
+           nb::arg("top_groups") = 1, nb::arg("group_best") = 2)
+      .def("__call__", &PackedMoe::run, nb::arg("x").noconvert(), nb::arg("isa") = nb::none());
+}
+
+}  // namespace moonlet
