@@ -4,6 +4,183 @@ import numpy as np
 from numpy.typing import NDArray
 
 def supported_isas() -> list[str]: ...
+def isa() -> str:
+    """The instruction set in use: the widest, or what MOONLET_ISA forces.
+
+    Raises ValueError when MOONLET_ISA names one that this CPU does not run.
+    """
+
+def num_threads() -> int:
+    """Threads of the pool, the caller's included; by default one for each physical core."""
+
+def set_num_threads(count: int) -> None:
+    """From the next operation on; 0 is the default. Results do not depend on it."""
+
+class Matrix:
+    """`count` packed matrices [rows, columns] of one type, one behind the other.
+
+    With `data` (uint8, aligned to 64 bytes) the panels are used where they lie, for as long as this
+    lives. Raises ValueError for an unknown type and for data of another length than the panels have.
+    """
+
+    def __init__(
+        self,
+        type: str,
+        rows: int,
+        columns: int,
+        count: int = 1,
+        data: NDArray[np.uint8] | None = None,
+    ) -> None: ...
+    def pack(
+        self,
+        type: str,
+        rows: NDArray[np.uint8],
+        scale: NDArray[np.uint16] | None = None,
+        index: int = 0,
+    ) -> None:
+        """Fills matrix `index` with rows as a file stores them, [rows, row_bytes] of a block type.
+
+        "INT4" comes with its scales [rows, ceil(columns / 32)], bits of bfloat16. Floats may become
+        Q8_0; other types stay what they are (see `moonlet.kernels.panel_type`). Raises ValueError.
+        """
+
+    def __call__(
+        self,
+        x: NDArray[np.float32],
+        out: NDArray[np.float32] | None = None,
+        isa: str | None = None,
+    ) -> NDArray[np.float32]:
+        """x [T, columns] -> [T, rows]; of a stack x [T, count, columns] -> [T, count, rows].
+
+        Rows of x and `out` may be wider: their first columns are read, or written. Quantized matrices
+        round x to int8 in groups of 32 columns. Raises ValueError when shapes disagree.
+        """
+
+    @property
+    def type(self) -> str: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def columns(self) -> int: ...
+    @property
+    def count(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def bytes(self) -> NDArray[np.uint8]:
+        """The panels, as a view."""
+
+class Ffn:
+    """down(silu(gate(x)) * up(x)) of three quantized matrices."""
+
+    def __init__(self, gate: Matrix, up: Matrix, down: Matrix) -> None: ...
+    @property
+    def nbytes(self) -> int: ...
+
+class Experts:
+    """The routed experts of a layer: gate and up [width, hidden], down [hidden, width] of each.
+
+    One expert is contiguous, `expert_bytes` long, a multiple of 4096. `data` as for Matrix.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        hidden: int,
+        width: int,
+        gate: str,
+        up: str,
+        down: str,
+        data: NDArray[np.uint8] | None = None,
+    ) -> None: ...
+    def pack(
+        self,
+        expert: int,
+        which: str,
+        type: str,
+        rows: NDArray[np.uint8],
+        scale: NDArray[np.uint16] | None = None,
+    ) -> None:
+        """As Matrix.pack; `which` is "gate", "up" or "down"."""
+
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def expert_bytes(self) -> int: ...
+    @property
+    def bytes(self) -> NDArray[np.uint8]: ...
+
+class Attention:
+    """A layer's attention with its projections, absorbed: LatentAttention of `moonlet.model.attention`.
+
+    q_a, q_norm: None without a query latent. k_b, v_b: stacks of H matrices [C, N] and [O, C].
+    """
+
+    def __init__(
+        self,
+        q_a: Matrix | None,
+        q_norm: NDArray[np.float32] | None,
+        q: Matrix,
+        kv_a: Matrix,
+        kv_norm: NDArray[np.float32],
+        k_b: Matrix,
+        v_b: Matrix,
+        output: Matrix,
+        rope: int,
+        eps: float,
+        scale: float,
+    ) -> None: ...
+    def __call__(
+        self,
+        x: NDArray[np.float32],
+        cos: NDArray[np.float32],
+        sin: NDArray[np.float32],
+        pages: NDArray[np.uint16] | NDArray[np.uint8],
+        table: NDArray[np.int32],
+        sequence: NDArray[np.int32],
+        position: NDArray[np.int32],
+        isa: str | None = None,
+    ) -> NDArray[np.float32]:
+        """x [T, D] -> [T, D]; cos, sin [T, R / 2]; the cache as in append_latent, which this calls."""
+
+class Moe:
+    """A layer's router, routed experts and shared expert: MoE of `moonlet.model.moe`."""
+
+    def __init__(
+        self,
+        gate: Matrix,
+        bias: NDArray[np.float32] | None,
+        experts: Experts,
+        shared: Ffn | None,
+        top_k: int,
+        sigmoid: bool,
+        normalize: bool,
+        scaling: float,
+        groups: int = 1,
+        top_groups: int = 1,
+        group_best: int = 2,
+    ) -> None: ...
+    def __call__(self, x: NDArray[np.float32], isa: str | None = None) -> NDArray[np.float32]:
+        """x [T, D] -> [T, D]"""
+
+def ffn(
+    experts: Experts | None,
+    shared: Ffn | None,
+    x: NDArray[np.float32],
+    ids: NDArray[np.int32] | None = None,
+    weights: NDArray[np.float32] | None = None,
+    isa: str | None = None,
+) -> NDArray[np.float32]:
+    """sum_k weights[t, k] * expert ids[t, k] of x[t], plus shared(x[t]): [T, D]."""
+
+def rms_norm(
+    x: NDArray[np.float32], weight: NDArray[np.float32], eps: float, isa: str | None = None
+) -> NDArray[np.float32]:
+    """x / rms(x) * weight over the first columns of x [T, W], as many as there are weights.
+
+    The other columns are copied.
+    """
+
 def peak(isa: str, operation: str, all_threads: bool) -> float | None: ...
 
 class ReadBuffer:
