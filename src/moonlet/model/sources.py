@@ -54,8 +54,10 @@ class PanelFile:
 
     def experts(self, name: str) -> kernels.Experts:
         c, panels = self.checkpoint.config, self.checkpoint.packed(name)
+        gate, up, down = panels.types
+        width = c.moe_intermediate_size
         return kernels.Experts(
-            c.n_routed_experts, c.hidden_size, c.moe_intermediate_size, *panels.types, panels.data
+            c.n_routed_experts, c.hidden_size, width, gate, up, down, panels.data
         )
 
     def _matrix(self, name: str, rows: int, cols: int, count: int) -> kernels.Matrix:
@@ -97,8 +99,9 @@ class RowPacker:
             return self.checkpoint.matrix(f"{name}.{stack}", expert, block)
 
         c = self.config
-        types = [_quantized_as(part(which, 0).type) for which in stacks]
-        packed = kernels.Experts(c.n_routed_experts, c.hidden_size, c.moe_intermediate_size, *types)
+        gate, up, down = (_quantized_as(part(which, 0).type) for which in stacks)
+        width = c.moe_intermediate_size
+        packed = kernels.Experts(c.n_routed_experts, c.hidden_size, width, gate, up, down)
         for expert in range(c.n_routed_experts):
             for which in stacks:
                 stored = part(which, expert)
