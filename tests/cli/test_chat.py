@@ -40,7 +40,7 @@ def piped(monkeypatch: pytest.MonkeyPatch) -> Callable[[FakeProvider, bytes], No
     """Puts a provider behind `moonlet chat` and bytes on its standard input."""
 
     def prepare(provider: FakeProvider, stdin: bytes) -> None:
-        monkeypatch.setattr(chat, "load_provider", lambda _model: provider)
+        monkeypatch.setattr(chat, "load_provider", lambda _model, _keep_floats: provider)
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
 
     return prepare
@@ -205,7 +205,7 @@ def test_ctrl_c_stops_the_answer_and_the_conversation_goes_on() -> None:
 def test_ctrl_c_ends_a_piped_conversation(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(chat, "load_provider", lambda _model: Interrupted())
+    monkeypatch.setattr(chat, "load_provider", lambda _model, _keep_floats: Interrupted())
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a\nb\n")))
     assert main(["chat"]) == 130
     assert capsys.readouterr() == ("half", "")

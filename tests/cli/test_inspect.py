@@ -8,9 +8,16 @@ from typing import Any
 
 import pytest
 
+from moonlet.checkpoint import open_checkpoint
+from moonlet.checkpoint.convert import Conversion, to_gguf
+from moonlet.checkpoint.parts import Wish
+from moonlet.cli import inspect
 from moonlet.cli.main import main
-from moonlet.config import preset, to_hf
+from moonlet.config import preset, tensor_specs, to_hf
+from moonlet.model.packed_file import to_packed
+from moonlet.quant.mixes import Mix
 from tests.shared import SHARED, needs_shared
+from tests.tiny_checkpoint import write_tiny_checkpoint
 
 CONFIGS = SHARED / "reference" / "configs"
 K25 = CONFIGS / "moonshotai--Kimi-K2.5.json"
@@ -104,6 +111,82 @@ def test_a_folder_shows_its_files_too(tmp_path: Path, capsys: pytest.CaptureFixt
     assert found["model"] == tmp_path.name
     assert main(["inspect", str(tmp_path)]) == 0
     assert "2.0 KB in 2" in capsys.readouterr().out
+
+
+MIX = Mix("test", (("*.experts.down_proj", "Q8_0"), ("*.experts.*", "Q4_0"), ("*", "F16")))
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the tiny model as m.gguf, with its vision file, and as a packed folder."""
+    folder = tmp_path_factory.mktemp("converted")
+    source = write_tiny_checkpoint(folder / "source")
+    for write, name in ((to_gguf, "m.gguf"), (to_packed, "packed")):
+        write(Conversion(source, folder / name, Wish(MIX)), 1, lambda done, total: None)
+    return folder
+
+
+def test_a_gguf_says_how_its_tensors_are_stored(
+    converted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = inspected(capsys, str(converted / "m.gguf"))
+    published = inspected(capsys, "tiny")
+    gate_up, down = (
+        sum(spec.numel for spec in tensor_specs(preset("tiny")) if spec.name.endswith(name))
+        for name in ("experts.gate_up_proj", "experts.down_proj")
+    )
+    wanted = {"Q4_0": gate_up * 18 // 32, "Q8_0": down * 34 // 32}
+    assert found["parts"]["experts"]["bytes"] == wanted
+    assert set(found["parts"]["vision"]["bytes"]) == {"F16", "F32"}
+    for part, there in published["parts"].items():
+        assert found["parts"][part]["parameters"] == there["parameters"]
+    assert {k: v for k, v in found.items() if k in ("parameters", "bytes_if")} == {
+        k: v for k, v in published.items() if k in ("parameters", "bytes_if")
+    }
+    assert found["bytes"]["total"] == sum(
+        sum(part["bytes"].values()) for part in found["parts"].values()
+    )
+    sizes = [path.stat().st_size for path in converted.glob("*.gguf")]
+    assert found["files"] == {"count": 2, "bytes": sum(sizes)}
+    assert 0 < sum(sizes) - found["bytes"]["total"] < 50_000  # metadata and padding
+    assert main(["inspect", str(converted / "m.gguf")]) == 0
+    out = capsys.readouterr().out
+    assert "Q4_0, Q8_0" in out
+    assert f"{sum(sizes) / 1000:,.1f} KB in 2" in out
+
+
+def test_a_packed_folder_says_how_its_tensors_are_stored(
+    converted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = inspected(capsys, str(converted / "packed"))
+    [(kinds, size)] = found["parts"]["experts"]["bytes"].items()
+    assert (kinds, size % 4096) == ("Q4_0+Q8_0", 0)
+    assert list(found["parts"]["attention"]["bytes"]) == ["Q8_0"]  # what floats become
+    assert list(found["parts"]) == list(inspected(capsys, "tiny")["parts"])
+    held = (converted / "packed" / "packed.safetensors").stat().st_size
+    assert found["files"] == {"count": 1, "bytes": held}
+    assert 0 < held - found["bytes"]["total"] < 50_000
+    assert main(["inspect", str(converted / "packed")]) == 0
+    assert "Q4_0+Q8_0" in capsys.readouterr().out
+
+
+def test_the_name_of_packed_files_is_known(converted: Path) -> None:
+    [path] = open_checkpoint(converted / "packed").paths  # type: ignore[union-attr]
+    assert path.name == inspect.PACKED
+
+
+def test_a_damaged_gguf_is_refused(
+    converted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = (converted / "m.gguf").read_bytes()
+    for end in (0, 100, len(whole) // 2):
+        (tmp_path / "cut.gguf").write_bytes(whole[:end])
+        assert main(["inspect", str(tmp_path / "cut.gguf")]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+    (tmp_path / "alone.gguf").write_bytes(whole)  # without its vision file
+    found = inspected(capsys, str(tmp_path / "alone.gguf"))
+    assert found["bytes"]["vision_tower"] == 0
+    assert found["files"] == {"count": 1, "bytes": len(whole)}
 
 
 @pytest.mark.parametrize(

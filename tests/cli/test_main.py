@@ -16,8 +16,8 @@ from moonlet.errors import CheckpointError, ConfigError, EngineError, MoonletErr
 
 # Frozen: a new knob belongs into a configuration first. Change this list only on purpose.
 FLAGS = {
-    "serve": ["[MODEL]", "--help", "--host", "--json", "--port"],
-    "chat": ["[MODEL_OR_URL]", "--help", "--json", "--model"],
+    "serve": ["[MODEL]", "--help", "--host", "--json", "--keep-floats", "--port"],
+    "chat": ["[MODEL_OR_URL]", "--help", "--json", "--keep-floats", "--model"],
     "inspect": ["[MODEL]", "--help", "--json"],
     "convert": ["--dtype", "--help", "--imatrix", "--json", "--mix", "--to", "DST", "SRC"],
     "train": ["--help", "--json", "--out", "RECIPE"],
@@ -123,7 +123,7 @@ import sys
 from moonlet.chat.fake import FakeProvider, says
 from moonlet.cli import chat
 from moonlet.cli.main import main
-chat.load_provider = lambda model: FakeProvider(says("caf\\u00e9 \\u6708"))
+chat.load_provider = lambda model, keep_floats: FakeProvider(says("caf\\u00e9 \\u6708"))
 sys.exit(main(sys.argv[1:]))
 """
 

@@ -13,10 +13,14 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from openai import OpenAI
 from PIL import Image
 
+from moonlet.chat.fake import FakeProvider, says
+from moonlet.checkpoint.convert import Conversion
+from moonlet.checkpoint.parts import Wish
 from moonlet.cli.main import main
 from moonlet.cli.models import describe, load_provider
 from moonlet.config import preset
 from moonlet.engine import LocalProvider
+from moonlet.model.packed_file import to_packed
 from moonlet.server import create_app
 from tests.server.running import serving
 from tests.tiny_checkpoint import write_tiny_checkpoint
@@ -99,6 +103,37 @@ def test_a_folder_may_be_named_by_a_dot(
     assert json.loads(capsys.readouterr().out) == {"model": "tiny-random", "turns": []}
 
 
+@pytest.mark.parametrize(
+    ("flags", "wanted"), [([], "Q8_0"), (["--keep-floats"], "stored")], ids=["default", "kept"]
+)
+@pytest.mark.parametrize("model", [[], ["FOLDER"]], ids=["embedded", "folder"])
+def test_floats_beside_quantized_weights_can_be_kept(
+    model: list[str], flags: list[str], wanted: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def load(path: Path, name: str, floats: str) -> FakeProvider:
+        asked.append(floats)
+        return FakeProvider(says("hi"))
+
+    monkeypatch.setattr("moonlet.engine.load", load)
+    monkeypatch.setattr("moonlet.cli.serve.serve", lambda *_: None)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
+    argv = [str(folder) for _ in model]
+    assert main(["chat", *argv, *flags]) == 0
+    assert main(["serve", *argv, "--port", "0", *flags]) == 0
+    assert asked == [wanted, wanted]
+
+
+def test_where_floats_cannot_be_kept(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    to_packed(Conversion(folder, tmp_path / "packed", Wish()), 1, lambda done, total: None)
+    for target, says_why in ((tmp_path / "packed", "pack it again"), ("http://x/v1", "a URL")):
+        assert main(["chat", str(target), "--keep-floats"]) == 2
+        assert says_why in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_of_a_repository_only_the_config_is_fetched(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,7 +145,7 @@ def test_of_a_repository_only_the_config_is_fetched(
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fetch)
     described = describe("some/model")
-    assert (described.name, described.folder) == ("some/model", None)
+    assert (described.name, described.weights) == ("some/model", None)
     assert described.config == preset("tiny")
     assert asked == [("some/model", "config.json")]
 

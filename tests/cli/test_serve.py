@@ -23,7 +23,7 @@ import asyncio
 from moonlet.chat.fake import FakeProvider, says
 from moonlet.cli import serve
 from moonlet.cli.main import main
-serve.load_provider = lambda model: FakeProvider(SCRIPT)
+serve.load_provider = lambda model, keep_floats: FakeProvider(SCRIPT)
 serve.SHUTDOWN_S = 0
 sys.exit(main(["serve", "--port", "0", *sys.argv[1:]]))
 """
@@ -100,7 +100,7 @@ def test_the_request_is_safe_to_paste() -> None:
 def test_a_port_in_use_is_told_before_the_model_is_loaded(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(serve, "load_provider", lambda model: pytest.fail("it was loaded"))
+    monkeypatch.setattr(serve, "load_provider", lambda *_: pytest.fail("it was loaded"))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert main(["serve", "--port", str(port)]) == 2
@@ -116,7 +116,7 @@ def test_a_port_in_use_is_told_before_the_model_is_loaded(
 def test_addresses_that_do_not_exist(
     flags: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(serve, "load_provider", lambda model: pytest.fail("it was loaded"))
+    monkeypatch.setattr(serve, "load_provider", lambda *_: pytest.fail("it was loaded"))
     assert main(["serve", *flags]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 

@@ -21,6 +21,7 @@ from moonlet.checkpoint.gguf_vision import find_mmproj, preprocessor_from_gguf, 
 from moonlet.checkpoint.stored import StoredMatrix
 from moonlet.checkpoint.untrusted import shown
 from moonlet.config import TensorSpec, tensor_specs
+from moonlet.config.tensors import Part
 from moonlet.errors import CheckpointError, ConfigError, NotSupportedError, TokenizerError
 from moonlet.quant import decode
 
@@ -88,6 +89,22 @@ class GgufCheckpoint:
     def is_quantized(self) -> bool:
         """Whether any tensor is stored in less than floats."""
         return any(tensor.type.name not in _TORCH_TYPES for tensor in self._tensors.values())
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files of the model, its vision file last."""
+        return [file.path for file in self._files]
+
+    def bytes_by_part(self) -> dict[Part, dict[str, int]]:
+        """Bytes of each part of the network by the type they are stored in. Validates first."""
+        self.validate()
+        found: dict[Part, dict[str, int]] = {}
+        for spec in self._specs.values():
+            types = found.setdefault(spec.part, {})
+            for tensor in self._stored(spec.name).values():
+                size = tensor.end - tensor.begin
+                types[tensor.type.name] = types.get(tensor.type.name, 0) + size
+        return found
 
     def validate(self) -> None:
         """Raises one CheckpointError that lists every tensor that is missing, unknown or misshaped."""

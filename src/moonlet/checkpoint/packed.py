@@ -30,6 +30,7 @@ from moonlet.checkpoint.safetensors import Entry, SafetensorsFile
 from moonlet.checkpoint.stored import StoredMatrix
 from moonlet.checkpoint.untrusted import parse_json_object, shown
 from moonlet.config import ModelConfig, TensorSpec, load_config, tensor_specs
+from moonlet.config.tensors import Part
 from moonlet.errors import CheckpointError, NotSupportedError
 from moonlet.quant.types import TYPES
 
@@ -160,6 +161,28 @@ class PackedCheckpoint:
                 problems.add("cut off by the end of the file", shown(name))
         problems.raise_if_any(self.folder)
         self._is_valid = True
+
+    @property
+    def paths(self) -> list[Path]:
+        """The file with the weights."""
+        return [self._file.path]
+
+    def bytes_by_part(self) -> dict[Part, dict[str, int]]:
+        """Bytes of each part of the network by type, padding included. Validates first.
+
+        The matrices of an expert lie in one piece: where their types differ, it counts as "Q2_K+Q3_K".
+        """
+        self.validate()
+        parts: dict[str, Part] = {spec.name: spec.source.part for spec in panel_specs(self.config)}
+        parts |= {spec.name: spec.part for spec in plain_specs(self.config)}
+        found: dict[Part, dict[str, int]] = {}
+        for spec in tensor_specs(self.config):  # in the order of the network
+            found.setdefault(spec.part, {})
+        for name, entry in self._file.entries.items():
+            kind = "+".join(dict.fromkeys(self._types_of(name))) or entry.dtype
+            types = found[parts[name]]
+            types[kind] = types.get(kind, 0) + entry.end - entry.begin
+        return found
 
     def packed(self, name: str) -> Panels:
         """The panels called `name` (see the top of the file). Validates first; KeyError for another name."""

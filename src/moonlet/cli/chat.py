@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from moonlet.chat.provider import Finish, ReasoningDelta, TextDelta
 from moonlet.cli.console import UsageError, add_json_flag, print_json, printable
-from moonlet.cli.models import load_provider
+from moonlet.cli.models import add_model_options, load_provider
 from moonlet.cli.sources import LocalSource, RemoteSource, Source
 from moonlet.errors import MoonletError
 
@@ -43,9 +43,10 @@ def add_parser(commands: Any) -> None:
         "target",
         nargs="?",
         metavar="MODEL_OR_URL",
-        help="folder, org/name, or a URL such as http://127.0.0.1:8000/v1 (default: the embedded model)",
+        help="folder, .gguf file, org/name, or a URL such as http://127.0.0.1:8000/v1 (default: the embedded model)",
     )
     parser.add_argument("--model", metavar="NAME", help="which of the models behind the URL")
+    add_model_options(parser)
     add_json_flag(parser)
     parser.set_defaults(run=run)
 
@@ -53,7 +54,7 @@ def add_parser(commands: Any) -> None:
 def run(args: Namespace) -> int:
     from rich.console import Console
 
-    with closing(open_source(args.target, args.model)) as source:
+    with closing(open_source(args.target, args.model, args.keep_floats)) as source:
         interactive = sys.stdin.isatty() and not args.json
         chat = Chat(source, Console(highlight=False, quiet=args.json), interactive)
         if isinstance(sys.stdin, TextIOWrapper):
@@ -67,13 +68,17 @@ def run(args: Namespace) -> int:
     return 0
 
 
-def open_source(target: str | None, model: str | None) -> Source:
+def open_source(target: str | None, model: str | None, keep_floats: bool = False) -> Source:
     """The endpoint or the local model that the command line names."""
     if target is not None and target.startswith(("http://", "https://")):
+        if keep_floats:
+            raise UsageError(
+                "--keep-floats is for a model on this machine, and there is a URL here"
+            )
         return RemoteSource(target, model)
     if model is not None:
         raise UsageError("--model chooses among the models behind a URL, and there is no URL here")
-    return LocalSource(load_provider(target))
+    return LocalSource(load_provider(target, keep_floats))
 
 
 @dataclass

@@ -1,4 +1,8 @@
-"""`moonlet inspect MODEL`: how large a model is, part by part, from its configuration alone."""
+"""`moonlet inspect MODEL`: how large a model is, part by part.
+
+From its configuration alone, but for GGUF files and packed folders, which say themselves how each tensor
+is stored.
+"""
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
@@ -8,19 +12,24 @@ from moonlet.cli.console import add_json_flag, print_json
 from moonlet.cli.models import Described, describe
 from moonlet.config import ModelConfig
 from moonlet.config.sizes import PROJECTOR, VISION_TOWER, model_sizes
+from moonlet.config.tensors import Part
+
+PACKED = "packed.safetensors"  # what makes a folder a packed one; `checkpoint` would load torch
 
 
 def add_parser(commands: Any) -> None:
     parser: ArgumentParser = commands.add_parser(
         "inspect",
         help="parameters, bytes by part and type, cache bytes per token",
-        description="Count a model's parameters and bytes. Reads its configuration, not its weights.",
+        description="Count a model's parameters and bytes. Reads its configuration, and of GGUF files and "
+        "packed folders how tensors are stored; never weights.",
     )
     parser.add_argument(
         "model",
         nargs="?",
         metavar="MODEL",
-        help="folder, config.json, preset, random:PRESET or org/name (default: the embedded model)",
+        help="folder, .gguf file, config.json, preset, random:PRESET or org/name (default: the embedded "
+        "model)",
     )
     add_json_flag(parser)
     parser.set_defaults(run=run)
@@ -40,11 +49,22 @@ def report(described: Described) -> dict[str, Any]:
     """The JSON document. Bytes are counted from the shapes; only `files` is what lies on the disk.
 
     `bytes` is the model as published, `bytes_if` as if its experts were INT4 and the rest bfloat16
-    (Kimi's recipe), or as if all were bfloat16.
+    (Kimi's recipe), or as if all were bfloat16. Of a GGUF file or a packed folder `bytes` and those of
+    `parts` are what its tensors take, by the types in it.
     """
     config = described.config
     native = model_sizes(config)
     text = native.language_model
+    stored: dict[Part, dict[str, int]] = {
+        part: {**size.bytes_by_type} for part, size in native.parts.items()
+    }
+    files = None
+    if described.weights is not None:
+        stored, files = _in_files(described.weights, stored)
+
+    def total(*parts: Part) -> int:
+        return sum(sum(stored.get(part, {}).values()) for part in parts)
+
     return {
         "model": described.name,
         "model_type": config.model_type,
@@ -59,19 +79,19 @@ def report(described: Described) -> dict[str, Any]:
             "total": native.parameters(*native.parts),
         },
         "bytes": {
-            "language_model": native.bytes_stored(*text),
-            "vision_tower": native.bytes_stored(*VISION_TOWER),
-            "projector": native.bytes_stored(*PROJECTOR),
-            "total": native.bytes_stored(*native.parts),
+            "language_model": total(*text),
+            "vision_tower": total(*VISION_TOWER),
+            "projector": total(*PROJECTOR),
+            "total": total(*native.parts),
         },
         "bytes_if": {kind: _bytes_if(config, kind) for kind in ("int4", "bfloat16")},
         "parts": {
-            part: {"parameters": size.parameters, "bytes": dict(size.bytes_by_type)}
+            part: {"parameters": size.parameters, "bytes": stored[part]}
             for part, size in native.parts.items()
         },
         "cache_bytes_per_token": native.cache_bytes_per_token,
         "context_length": config.max_position_embeddings,
-        "files": _files(described.folder) if described.folder else None,
+        "files": files,
     }
 
 
@@ -80,9 +100,19 @@ def _bytes_if(config: ModelConfig, kind: Literal["int4", "bfloat16"]) -> int:
     return sizes.bytes_stored(*sizes.parts)
 
 
-def _files(folder: Path) -> dict[str, int]:
-    sizes = [path.stat().st_size for path in folder.glob("*.safetensors")]
-    return {"count": len(sizes), "bytes": sum(sizes)}
+def _in_files(
+    weights: Path, published: dict[Part, dict[str, int]]
+) -> tuple[dict[Part, dict[str, int]], dict[str, int]]:
+    """Bytes by part and type as `weights` holds them, or as `published` for a folder, and the files' size."""
+    stored, paths = published, list(weights.glob("*.safetensors"))
+    if weights.is_file() or weights / PACKED in paths:
+        from moonlet.checkpoint import Checkpoint, open_checkpoint
+
+        opened = open_checkpoint(weights)
+        assert not isinstance(opened, Checkpoint)
+        stored, paths = opened.bytes_by_part(), opened.paths
+    sizes = [path.stat().st_size for path in paths]
+    return stored, {"count": len(sizes), "bytes": sum(sizes)}
 
 
 def _print_tables(document: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@
 | a .gguf file        | its metadata               | the file, and its other parts     |
 """
 
+from argparse import ArgumentParser
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,11 +29,11 @@ EMBEDDED = "nano"
 
 @dataclass(frozen=True)
 class Described:
-    """A model to look at: `folder` holds its weights, when they are on this machine."""
+    """A model to look at: `weights` is its folder or GGUF file, when that is on this machine."""
 
     name: str
     config: ModelConfig
-    folder: Path | None = None
+    weights: Path | None = None
 
 
 def describe(model: str | None) -> Described:
@@ -48,7 +49,7 @@ def describe(model: str | None) -> Described:
 
         resolve(model)  # raises CheckpointError when it is not there
 
-        return Described(path.stem, read_config(path))
+        return Described(path.stem, read_config(path), path)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise UsageError(f"{path} has no config.json, which a model folder needs")
@@ -69,22 +70,39 @@ def describe(model: str | None) -> Described:
     )
 
 
-def load_provider(model: str | None) -> "Provider":
+def add_model_options(parser: ArgumentParser) -> None:
+    """What can be said about how MODEL is loaded."""
+    parser.add_argument(
+        "--keep-floats",
+        action="store_true",
+        help="compute with float weights beside quantized ones as stored (default: rounded to 8 bits)",
+    )
+
+
+def load_provider(model: str | None, keep_floats: bool = False) -> "Provider":
     """The model that MODEL names, loaded and ready to answer.
 
-    Raises what `describe` raises, and CheckpointError for weights that cannot be used.
+    `keep_floats`: float weights beside quantized ones stay as stored. Raises what `describe` raises,
+    and CheckpointError for weights that cannot be used.
     """
     if model is not None:
         _refuse_without_weights(model)
     with busy(f"loading {model or EMBEDDED}"):
         from moonlet.checkpoint import resolve
+        from moonlet.checkpoint.packed import is_packed
         from moonlet.engine import load
 
+        floats = "stored" if keep_floats else "Q8_0"
         if model is None:
-            return load(nano.folder(), EMBEDDED)
-        path = _path(model)
+            return load(nano.folder(), EMBEDDED, floats)
+        path, weights = _path(model), resolve(model)
+        if keep_floats and is_packed(weights):
+            raise UsageError(
+                f"{model} was packed with its floats as they are to be: pack it again with moonlet convert "
+                "--dtype bf16 in place of --keep-floats"
+            )
         name = path.resolve().stem if path.is_file() else path.resolve().name
-        return load(resolve(model), name if path.exists() else model)
+        return load(weights, name if path.exists() else model, floats)
 
 
 def checkpoint_path(model: str | None) -> Path:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from moonlet.cli.console import UsageError, add_json_flag, print_json
-from moonlet.cli.models import load_provider
+from moonlet.cli.models import add_model_options, load_provider
 
 if TYPE_CHECKING:
     from moonlet.chat.provider import Provider
@@ -28,8 +28,9 @@ def add_parser(commands: Any) -> None:
         "model",
         nargs="?",
         metavar="MODEL",
-        help="folder or org/name (default: the embedded model)",
+        help="folder, .gguf file or org/name (default: the embedded model)",
     )
+    add_model_options(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (%(default)s)")
     add_json_flag(parser)
@@ -39,7 +40,7 @@ def add_parser(commands: Any) -> None:
 def run(args: Namespace) -> int:
     # The port first: loading a large model only to find it taken would be a waste.
     with bind(args.host, args.port) as sock:
-        provider = load_provider(args.model)
+        provider = load_provider(args.model, args.keep_floats)
         port = sock.getsockname()[1]
 
         def announce() -> None:
