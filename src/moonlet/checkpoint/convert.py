@@ -22,15 +22,17 @@ from moonlet.checkpoint.companions import (
 from moonlet.checkpoint.convert_gguf import file_type, gguf_output, gguf_tensors
 from moonlet.checkpoint.convert_hf import hf_config, hf_files, hf_outputs
 from moonlet.checkpoint.gguf import open_parts
+from moonlet.checkpoint.gguf_names import forms_of
 from moonlet.checkpoint.gguf_reader import GgufCheckpoint
 from moonlet.checkpoint.gguf_vision import find_mmproj
 from moonlet.checkpoint.imatrix import ImportanceMatrix
 from moonlet.checkpoint.index import weight_files
-from moonlet.checkpoint.packed import is_packed
-from moonlet.checkpoint.parts import Source, Wish
+from moonlet.checkpoint.packed import PackedCheckpoint
+from moonlet.checkpoint.parts import Source, Wish, no_importance
 from moonlet.checkpoint.reader import open_checkpoint
 from moonlet.checkpoint.resume import Output, Progress, WorkFolder
 from moonlet.checkpoint.writer import check_replaceable
+from moonlet.config import tensor_specs
 from moonlet.errors import CheckpointError, NotSupportedError
 
 
@@ -55,15 +57,18 @@ class Conversion:
     def __init__(self, source: Path, target: Path, wish: Wish, imatrix: Path | None = None) -> None:
         self.path, self.wish = source, wish
         self.target = Path(os.path.realpath(target))
-        if source.is_dir() and is_packed(source):
+        opened = open_checkpoint(source)
+        if isinstance(opened, PackedCheckpoint):
             raise NotSupportedError(
                 f"{source} is packed, from which no weights can be taken back: convert the model that it "
                 "was made of"
             )
-        opened = open_checkpoint(source)
         opened.validate()
         self.source: Source = opened
         self.importance = ImportanceMatrix(imatrix) if imatrix else None
+        if self.importance is not None:
+            forms = (forms_of(spec, opened.config)[0] for spec in tensor_specs(opened.config))
+            self.importance.check({slot.name: slot.shape for form in forms for slot in form})
         self._files = [*source_files(source), *([imatrix] if imatrix else [])]
         taken = [source.resolve(), *(path.resolve() for path in self._files)]
         if self.target in taken or any(path.parent == self.target for path in taken):
@@ -101,12 +106,11 @@ def to_gguf(conversion: Conversion, workers: int, progress: Progress) -> Summary
     source, wish, target = conversion.source, conversion.wish, conversion.target
     if target.is_dir():
         raise CheckpointError(f"{target} is a folder; give the name of a .gguf file to write")
-    folder, importance = conversion.path, conversion.importance
+    folder = conversion.path
     tensors = gguf_tensors(source, wish, is_vision=False)
-    _check_importance(importance, {t.slot.name: t.slot.shape[-1] for t in tensors})
     metadata = text_metadata(source, folder, conversion.name, file_type(tensors, wish))
-    asked = importance or (lambda name, index: None)
-    outputs = [gguf_output(source, target.name, metadata, tensors, asked)]
+    importance = conversion.importance or no_importance
+    outputs = [gguf_output(source, target.name, metadata, tensors, importance)]
     if source.config.vision is not None:
         tower = gguf_tensors(source, wish, is_vision=True)
         vision = vision_metadata(source, folder) | {"general.name": conversion.name}
@@ -177,16 +181,3 @@ def _check_alone(target: Path) -> None:
             f"{target.parent} already holds the vision file {others[0].name} of another model; write into a "
             "folder of its own"
         )
-
-
-def _check_importance(importance: ImportanceMatrix | None, columns: dict[str, int]) -> None:
-    if importance is None:
-        return
-    for name, cols in columns.items():
-        found = importance.columns(name)
-        if found not in (None, cols):
-            raise CheckpointError(
-                f"{importance.path} has {found} columns for {name}, which has {cols}: it belongs to another model"
-            )
-    if not any(importance.columns(name) for name in columns):
-        raise CheckpointError(f"{importance.path} names no tensor of this model")

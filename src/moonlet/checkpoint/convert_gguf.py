@@ -18,6 +18,7 @@ from moonlet.checkpoint.parts import (
     Source,
     Wish,
     jobs_of,
+    no_importance,
     stored_type,
 )
 from moonlet.checkpoint.resume import Job, Output
@@ -75,7 +76,7 @@ def gguf_output(
     name: str,
     metadata: Mapping[str, Any],
     tensors: list[Placed],
-    importance: Importance = lambda name, index: None,
+    importance: Importance = no_importance,
 ) -> Output:
     """The file `name` with its jobs."""
     start = _start(metadata, [placed.info for placed in tensors])
@@ -104,7 +105,7 @@ def _jobs(source: Source, placed: Placed, offset: int, importance: Importance) -
     parts = list(_parts(source, placed))
     size = placed.info.size_bytes // len(parts)
     for index, part in enumerate(parts):
-        weights = partial(importance, placed.slot.name, index)
+        weights = partial(importance, placed.slot.name, index, part.cols)
         at = offset + index * size
         yield from jobs_of(placed.spec.name, part, placed.kind, at, importance=weights)
 

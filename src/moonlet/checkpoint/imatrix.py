@@ -45,7 +45,7 @@ def write_imatrix(
 
 
 class ImportanceMatrix:
-    """An open file: called with the name of a GGUF tensor and the index of its matrix, mean squares [cols].
+    """An open file: called with a GGUF tensor, the index of its matrix and its columns, mean squares [cols].
 
     None where the file says nothing: of tensors that it lacks, and of experts that were never asked.
     Raises CheckpointError when the file is none, or a tensor of it has another form.
@@ -65,21 +65,29 @@ class ImportanceMatrix:
                 base = name.removesuffix(SUMS)
                 self._found[base] = self._statistics(base, tensor, file.tensors.get(base + COUNTS))
 
-    def __len__(self) -> int:
-        return len(self._found)
+    def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Raises CheckpointError unless the file fits a model with tensors of these GGUF shapes."""
+        for name, shape in shapes.items():
+            if name not in self._found:
+                continue
+            cols, stack = shape[len(shape) - 1], shape[0] if len(shape) > 2 else 1
+            found = self._found[name][0].shape
+            if found not in ((1, cols), (stack, cols), (1, stack * cols)):
+                raise CheckpointError(
+                    f"{self.path} has values {list(found)} for {name}, which has {stack} matrices with {cols} "
+                    "columns: it belongs to another model"
+                )
+        if not self._found.keys() & shapes.keys():
+            raise CheckpointError(f"{self.path} names no tensor of this model")
 
-    def columns(self, name: str) -> int | None:
-        """Columns of the matrices of a tensor, None when the file lacks it."""
-        return self._found[name][0].shape[1] if name in self._found else None
-
-    def __call__(self, name: str, index: int) -> NDArray[np.float32] | None:
+    def __call__(self, name: str, index: int, cols: int) -> NDArray[np.float32] | None:
         if name not in self._found:
             return None
         sums, counts = self._found[name]
-        index = 0 if len(counts) == 1 else index
-        if index >= len(counts) or counts[index] <= 0:
-            return None
-        return sums[index] / counts[index]
+        # Where all matrices of a stack see the same tokens llama.cpp keeps one count for all of them.
+        sums = sums.reshape(-1, cols)
+        count = counts[index if len(counts) > 1 else 0]
+        return None if count <= 0 else sums[index if len(sums) > 1 else 0] / count
 
     def _statistics(self, name: str, sums: GgufTensor, counts: GgufTensor | None) -> Statistics:
         shape = sums.shape if len(sums.shape) == 2 else (1, *sums.shape)

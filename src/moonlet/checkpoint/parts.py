@@ -21,9 +21,12 @@ from moonlet.quant.types import TYPES
 CHUNK_VALUES = 1 << 22  # of a job: 16 MB of float32
 FLOAT_NAMES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 Source = Checkpoint | GgufCheckpoint
-Importance = Callable[
-    [str, int], NDArray[np.float32] | None
-]  # tensor of a GGUF, index of its matrix
+# Name of a tensor of a GGUF, index of its matrix, columns -> how much these matter, if anything is known.
+Importance = Callable[[str, int, int], NDArray[np.float32] | None]
+
+
+def no_importance(name: str, index: int, cols: int) -> None:
+    """Nothing is known."""
 
 
 @dataclass(frozen=True)

@@ -66,8 +66,12 @@ def run(args: Namespace) -> int:
         from moonlet.model.packed_file import to_packed as write
     else:
         write = to_gguf if form == "gguf" else to_hf
-    with progress_bar(args.target.name) as progress:
-        summary = write(conversion, os.cpu_count() or 1, progress)
+    try:
+        with progress_bar(args.target.name) as progress:
+            summary = write(conversion, os.cpu_count() or 1, progress)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from there", file=sys.stderr)
+        raise
     if args.json:
         print_json({"source": args.source, "to": form, **as_json(summary)})
     else:
@@ -107,30 +111,30 @@ def print_summary(summary: "Summary") -> None:
 
 @contextmanager
 def progress_bar(name: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr; where stderr is no terminal, a line every ten seconds. Ctrl-C says what to do."""
+    """A bar on stderr; where stderr is no terminal, a line every ten seconds."""
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
     console = Console(stderr=True)
     bar = Progress(
-        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn(),
+        TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn(),
         console=console, disable=not console.is_terminal,
     )  # fmt: skip
-    share, said = 0.0, time.monotonic()
+    said = time.monotonic()
     with bar:
         task = bar.add_task(printable(name), total=None)
 
         def show(done: int, total: int) -> None:
-            nonlocal share, said
-            share = done / total if total else 1.0
+            nonlocal said
             bar.update(task, completed=done, total=total)
             if not console.is_terminal and time.monotonic() - said > 10:
                 said = time.monotonic()
-                print(f"{share:.0%} of {printable(name)}", file=sys.stderr, flush=True)
+                print(f"{done / total:.0%} of {printable(name)}", file=sys.stderr, flush=True)
 
-        try:
-            yield show
-        except KeyboardInterrupt:
-            message = f"stopped at {share:.0%}; the same command goes on from there"
-            print(message, file=sys.stderr)
-            raise
+        yield show

@@ -11,6 +11,7 @@ from functools import partial
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from moonlet import kernels
 from moonlet.checkpoint.convert import Conversion, Summary, write_folder
@@ -31,6 +32,7 @@ from moonlet.checkpoint.parts import (
     Wish,
     chunks,
     jobs_of,
+    no_importance,
     row_bytes,
     stored_type,
 )
@@ -57,7 +59,7 @@ def to_packed(conversion: Conversion, workers: int, progress: Progress) -> Summa
 
 def packed_output(source: Source, wish: Wish, importance: Importance | None) -> Output:
     """The one file of the folder, with its jobs."""
-    asked = importance or (lambda name, index: None)
+    asked = importance or no_importance
     panels = [_Panels(source, wish, spec, asked) for spec in panel_specs(source.config)]
     plain = [(spec, _plain_type(source, wish, spec)) for spec in plain_specs(source.config)]
     plain.sort(key=lambda pair: -_ITEM_BYTES.get(pair[1], 1))  # aligned to their types
@@ -92,7 +94,8 @@ class _Panels:
         self.blocks = {block: self._kind(block) for block in blocks}
         self.types = tuple(self._panel_type(kind) for kind in self.blocks.values())
         if spec.is_experts:
-            one = kernels.Experts(1, spec.cols, spec.rows, *self.types)
+            gate, up, down = self.types
+            one = kernels.Experts(1, spec.cols, spec.rows, gate, up, down)
             self.shape: tuple[int, ...] = (spec.count, one.expert_bytes)
         else:
             self.panel_bytes = kernels.Matrix(self.types[0], 1, spec.cols).nbytes
@@ -115,11 +118,12 @@ class _Panels:
                 offset += size
 
     def _expert(self, expert: int) -> Made:
-        packed = kernels.Experts(1, self.spec.cols, self.spec.rows, *self.types)
+        gate, up, down = self.types
+        packed = kernels.Experts(1, self.spec.cols, self.spec.rows, gate, up, down)
         rounded = 0
         for which, (block, kind) in zip(("gate", "up", "down"), self.blocks.items(), strict=True):
             stored = self.source.matrix(self._canonical(block), expert, block)
-            coded = transcode(stored, kind, self._importance(block, expert))
+            coded = transcode(stored, kind, self._importance(block, expert, stored.cols))
             found, rounded = coded.matrix, rounded + coded.rounded
             packed.pack(0, which, found.type, found.data, found.scale)
         return Made([packed.bytes], rounded)
@@ -128,7 +132,7 @@ class _Panels:
         coded = transcode(
             rows_of(self._stored(index), rows),
             self.blocks[self.spec.block],
-            self._importance(self.spec.block, index),
+            self._importance(self.spec.block, index, self.spec.cols),
         )
         found = coded.matrix
         packed = kernels.Matrix(self.types[0], found.rows, found.cols)
@@ -173,13 +177,12 @@ class _Panels:
             return self.wish.dtype if self.wish.dtype and not self.spec.is_experts else "Q8_0"
         return kernels.panel_type(kind)
 
-    def _importance(self, block: str | None, index: int) -> np.ndarray | None:
+    def _importance(self, block: str | None, index: int, cols: int) -> NDArray[np.float32] | None:
+        """What a file in llama.cpp's names says of the matrix."""
         name = gguf_name(self._canonical(block))
-        if self.spec.is_experts and block:
-            name = name.replace("gate_up", block)
-        return self.importance(
-            name.replace("kv_b", f"{block}_b") if block in ("k", "v") else name, index
-        )
+        if block is not None:
+            name = name.replace("gate_up" if self.spec.is_experts else "kv", block)
+        return self.importance(name, index, cols)
 
 
 def _plain_type(source: Source, wish: Wish, spec: TensorSpec) -> str:
