@@ -20,6 +20,7 @@ FLAGS = {
     "chat": ["[MODEL_OR_URL]", "--help", "--json", "--keep-floats", "--model"],
     "inspect": ["[MODEL]", "--help", "--json"],
     "convert": ["--dtype", "--help", "--imatrix", "--json", "--mix", "--to", "DST", "SRC"],
+    "imatrix": ["--help", "--json", "--out", "MODEL", "TEXT"],
     "train": ["--help", "--json", "--out", "RECIPE"],
 }
 
