@@ -120,12 +120,15 @@ def report(args: Namespace, progress: Progress) -> dict[str, Any]:
 
 def load_checkpoint(path: Path) -> "Model":
     """The model as `moonlet serve` runs it: quantized weights on the kernels, float ones in torch."""
-    from moonlet.checkpoint import read_config
-    from moonlet.engine.local import compute_type
     from moonlet.model import is_quantized, load_model, load_packed
 
     if is_quantized(path):
         return load_packed(path)
+    from moonlet.checkpoint import read_config
+    from moonlet.engine.local import (
+        compute_type,
+    )  # with all of chat, which a first token can do without
+
     return load_model(path, compute_type(read_config(path)))
 
 

@@ -1,0 +1,1 @@
+"""What the benchmarks share. Scripts to run stand one folder up."""
