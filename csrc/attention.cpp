@@ -55,7 +55,7 @@ struct Call {
   std::vector<Group> groups(size_t heads_each) const;
   const uint16_t* bfloat_row(const uint8_t* row, uint16_t* room) const;
   void round_queries(const Group& group, uint32_t* queries) const;
-  void run_chunk(const Group& group, const uint32_t* queries, size_t chunk, State state) const;
+  void run_chunk(const Group& group, const uint32_t* queries, size_t chunk, size_t following, State state) const;
   void merge(const Group& group, size_t chunk, State state, State other) const;
   void finish(const Group& group, State state) const;
   size_t state_floats(const Group& group) const { return State::floats(group.rows(), tiles * kBlock); }
@@ -103,7 +103,8 @@ void Call::round_queries(const Group& group, uint32_t* queries) const {
   }
 }
 
-void Call::run_chunk(const Group& group, const uint32_t* queries, size_t chunk, State state) const {
+// Chunk `following` is the one that this thread will probably take next: its first rows are fetched meanwhile.
+void Call::run_chunk(const Group& group, const uint32_t* queries, size_t chunk, size_t following, State state) const {
   const size_t begin = chunk * group.chunk, end = std::min(begin + group.chunk, group.last + 1);
   const size_t key_bytes = 4 * pairs * kBlock, value_bytes = 2 * tiles * kBlock * kBlock;
   uint8_t* memory = scratch().get(2, key_bytes + value_bytes + 2 * width * (kBlock + 1));
@@ -116,7 +117,7 @@ void Call::run_chunk(const Group& group, const uint32_t* queries, size_t chunk, 
   const int32_t of = sequence[group.token];
   const uint8_t* stored[kBlock];
   const auto find_rows = [&](size_t first) {
-    for (size_t i = 0; i < kBlock; ++i) stored[i] = cache.row(of, std::min(first + i, end - 1));
+    for (size_t i = 0; i < kBlock; ++i) stored[i] = cache.row(of, std::min(first + i, group.last));
   };
   find_rows(begin);
   for (const uint8_t* row : stored) {
@@ -128,8 +129,9 @@ void Call::run_chunk(const Group& group, const uint32_t* queries, size_t chunk, 
       block[i] = first + i < end ? bfloat_row(stored[i], room + i * width) : zeros;
     }
     kernels.attention.rearrange(block, pairs, tiles, keys, value_pairs);
-    const uint8_t* const* next = first + kBlock < end ? stored : nullptr;
-    if (next) find_rows(first + kBlock);
+    const size_t coming = first + kBlock < end ? first + kBlock : following * group.chunk;
+    const uint8_t* const* next = coming <= group.last ? stored : nullptr;
+    if (next) find_rows(coming);
     for (size_t t = 0; t < group.tokens; ++t) {
       const size_t at = position[group.token + t], row = t * group.heads;
       if (at < first) continue;
@@ -166,9 +168,9 @@ void run_group(const Call& call, const Group& group) {
   const State state = call.state(group, memory), part = call.state(group, memory + floats);
   auto* queries = reinterpret_cast<uint32_t*>(memory + 2 * floats);
   call.round_queries(group, queries);
-  call.run_chunk(group, queries, 0, state);
+  call.run_chunk(group, queries, 0, 1, state);
   for (size_t chunk = 1; chunk < group.chunks(); ++chunk) {
-    call.run_chunk(group, queries, chunk, part);
+    call.run_chunk(group, queries, chunk, chunk + 1, part);
     call.merge(group, chunk, state, part);
   }
   call.finish(group, state);
@@ -187,11 +189,12 @@ void run_split(const Call& call, const std::vector<Group>& groups) {
     }
   }
   float* memory = scratch().floats(0, offsets.back());
+  const size_t threads = num_threads();
   parallel_for(tasks.size(), [&](size_t i) {
     const auto [group, chunk] = tasks[i];
     auto* queries = reinterpret_cast<uint32_t*>(scratch().get(1, 4 * call.pairs * group->rows()));
     call.round_queries(*group, queries);
-    call.run_chunk(*group, queries, chunk, call.state(*group, memory + offsets[i]));
+    call.run_chunk(*group, queries, chunk, chunk + threads, call.state(*group, memory + offsets[i]));
   });
   parallel_for(groups.size(), [&](size_t g) {
     const Group& group = groups[g];
