@@ -1,6 +1,7 @@
 """Batched generation with the cache against one prompt at a time without; and what counts as right."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,12 +9,13 @@ import torch
 
 from moonlet.chat.media import MediaLimits
 from moonlet.chat.tokenizer import Tokenizer
+from moonlet.checkpoint import save_checkpoint
 from moonlet.config import preset
-from moonlet.model import Media, Model
+from moonlet.model import Media, Model, load_packed
 from moonlet.nano import evaluate
 from moonlet.nano.card import FILE, write_card
 from moonlet.nano.digits import load_samples
-from moonlet.nano.evaluate import Score, generate
+from moonlet.nano.evaluate import Score, generate, held_out_cases
 from moonlet.nano.recipe import PATCH_LIMIT
 from moonlet.nano.rendering import Conversation, Renderer
 from moonlet.nano.skills import SKILLS, Case, CaseMaker
@@ -66,6 +68,25 @@ def test_prompts_of_all_lengths_get_the_reply_they_get_alone(renderer: Renderer)
         wanted = [alone(model, prompt, ends, 12) for prompt in prompts]
     assert len({len(reply) for reply in wanted}) > 1
     assert generate(model, prompts, ends, 12) == wanted
+
+
+def test_a_quantized_model_gives_the_replies_it_gives_alone(
+    renderer: Renderer, tmp_path: Path
+) -> None:
+    config = replace(preset("nano"), initializer_range=0.1)
+    save_checkpoint(tmp_path / "int4", config, Model(config).state_dict(), quantize="int4")
+    model = load_packed(tmp_path / "int4")
+    prompts = [renderer.prompt(case) for _, [case] in held_out_cases(1, 3)]
+    with torch.no_grad():
+        wanted = [alone(model, prompt, frozenset(), 6) for prompt in prompts]
+    assert generate(model, prompts, frozenset(), 6) == wanted
+
+
+def test_a_seed_draws_the_same_cases() -> None:
+    drawn = dict(held_out_cases(3, 1))
+    assert tuple(drawn) == SKILLS
+    assert {skill: cases[:2] for skill, cases in drawn.items()} == dict(held_out_cases(2, 1))
+    assert drawn != dict(held_out_cases(3, 2))
 
 
 def test_only_the_last_line_of_the_answer_counts(

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from moonlet.model import LatentCache, Media, Model, load_model
+from moonlet.model import Media, Model, load_model
 from moonlet.nano.digits import load_samples
 from moonlet.nano.rendering import Conversation, Renderer
 from moonlet.nano.skills import SKILLS, Case, CaseMaker
@@ -43,10 +43,18 @@ def evaluate(
     Raises CheckpointError for a folder that holds no usable model, NotSupportedError without scikit-learn.
     """
     model, renderer = load_model(folder, torch.float32), Renderer.from_folder(folder)
+    for skill, drawn in held_out_cases(cases, seed, skills):
+        yield score(model, renderer, skill, drawn)
+
+
+def held_out_cases(
+    cases: int, seed: int, skills: Sequence[str] = SKILLS
+) -> Iterator[tuple[str, list[Case]]]:
+    """`cases` of each skill, the same ones for the same seed. Raises NotSupportedError without scikit-learn."""
     maker = CaseMaker(load_samples(test=True), test=True)
     for skill in skills:
         rng = random.Random(f"{seed} {skill}")
-        yield score(model, renderer, skill, [maker.draw(rng, skill) for _ in range(cases)])
+        yield skill, [maker.draw(rng, skill) for _ in range(cases)]
 
 
 def score(model: Model, renderer: Renderer, skill: str, cases: Sequence[Case]) -> Score:
@@ -89,7 +97,7 @@ def _generate_batch(
     input_ids = torch.zeros(len(prompts), longest, dtype=torch.long)
     for row, prompt in enumerate(prompts):
         input_ids[row, : len(prompt.token_ids)] = torch.tensor(prompt.token_ids)
-    cache = LatentCache(model.config, len(prompts), longest + max_new_tokens)
+    cache = model.new_cache(len(prompts), longest + max_new_tokens)
     hidden = model.hidden(input_ids, media=_media(prompts), cache=cache)
     logits = model.logits(hidden[torch.arange(len(prompts)), lengths - 1])
     replies: list[list[int]] = [[] for _ in prompts]
