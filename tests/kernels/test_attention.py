@@ -298,6 +298,10 @@ def call(**change: object) -> None:
             {"table": np.array([[0, -1], [0, 0]], np.int32), "position": np.full(2, 16, np.int32)},
             "page -1 of 3",
         ),
+        (
+            {"table": np.array([[7, 0], [0, 0]], np.int32), "position": np.full(2, 16, np.int32)},
+            "page 7 of 3, at place 0",
+        ),
         ({"values": 41}, "41 columns in rows of 40"),
         ({"values": 0}, "values of 0"),
         ({"isa": "sse9"}, "sse9"),
