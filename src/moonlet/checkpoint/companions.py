@@ -78,6 +78,11 @@ def text_metadata(source: Source, folder: Path, name: str, file_type: int) -> di
         kept = {k: v for k, v in source.metadata.items() if k.startswith(_CARRIED)}
         return gguf_metadata(source.config, name, file_type) | kept
     vocabulary = _vocabulary(folder, source.config)
+    if vocabulary is None and source.config.vision is not None:
+        raise CheckpointError(
+            f"{folder} needs tiktoken.model beside its weights: a GGUF finds the place of images in a prompt "
+            "by the vocabulary"
+        )
     metadata = gguf_metadata(source.config, name, file_type, vocabulary, read_source(folder))
     return metadata | _sampling(folder / "generation_config.json")
 
