@@ -98,7 +98,9 @@ def main() -> None:
                     write_random(path, SHAPES[name].config, SHAPES[name].kind, say)
                 for one in measure(name, path, peer, args.repeat):
                     results.append(one)
-                    _write(args.out, results)  # what is measured survives whatever happens next
+                    _write(
+                        args.out, peer, results
+                    )  # what is measured survives whatever happens next
             except (MoonletError, ValueError, RuntimeError, OSError) as error:
                 failed = True
                 say(f"{name} was not measured to its end: {error}")
@@ -172,7 +174,7 @@ def _in_turn(
             one.bandwidths.append(bandwidth.read())
 
 
-def _write(folder: Path | None, results: list[Measured]) -> None:
+def _write(folder: Path | None, peer: peers.Peer | None, results: list[Measured]) -> None:
     if folder is None:
         return
     commit = subprocess.run(
@@ -182,7 +184,7 @@ def _write(folder: Path | None, results: list[Measured]) -> None:
         "machine": machine(),
         "python": platform.python_version(),
         "commit": commit.stdout.strip() or None,
-        "peer": f"{peers.PACKAGE} {peers.VERSION}",
+        "peer": peer and peer.version(),
         "results": [
             asdict(one)
             | {"ratio": one.ratio, "bandwidth_share": one.bandwidth_share, "bars": one.verdicts()}

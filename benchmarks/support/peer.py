@@ -29,8 +29,14 @@ class Peer:
         self._programs, self._threads = programs, threads
         self._env = {**os.environ, "LD_LIBRARY_PATH": str(programs)}
 
+    def version(self) -> str:
+        """What llama-bench says of itself, in one line."""
+        command = [str(self._programs / "llama-bench"), "--version"]
+        done = subprocess.run(command, env=self._env, capture_output=True, text=True)
+        return " ".join((done.stdout + done.stderr).split())[:200]
+
     def prefill(self, model: Path, tokens: int, all_logits: bool) -> float:
-        extra = ["-embd", "1"] if all_logits else []
+        extra = ["-embd", "1"] if all_logits else []  # else its last layer sees one token only
         return self._bench(model, "-p", str(tokens), "-n", "0", *extra)
 
     def decode(self, model: Path, depth: int, steps: int) -> float:
@@ -74,7 +80,6 @@ class Peer:
         return lines
 
     def _command(self, program: str, model: Path, *options: str) -> list[str]:
-        # llama-bench takes all logits with -embd; threads and model are the same for all programs.
         return [str(self._programs / program), "-m", str(model), "-t", str(self._threads), *options]
 
 
