@@ -112,6 +112,8 @@ void bind_weights(nb::module_& m) {
         nb::arg("isa") = nb::none());
   m.def("rms_norm", &rms_norm, nb::arg("x").noconvert(), nb::arg("weight").noconvert(), nb::arg("eps"),
         nb::arg("isa") = nb::none());
+  m.def("panel_type", [](const std::string& stored) { return std::string(stored_kind(stored).panel); },
+        nb::arg("stored"));
   m.def("num_threads", &num_threads);
   m.def("set_num_threads", &set_num_threads, nb::arg("count"));
 }

@@ -22,22 +22,11 @@ constexpr size_t kPanelRows = 16;
 constexpr size_t kGroup = 32;
 constexpr size_t kTokenGroupBytes = 52;  // of one token and one group in a tile
 
-// How a panel stores its codes. The order is that of Kernels::gemm.
+// How a panel stores its codes, drawn in csrc/README.md. The order is that of Kernels::gemm.
 enum class Format : uint8_t {
-  kQ4_0,    // 4-bit codes, a float16 scale for 32 columns
-  kInt4,    // the same with bfloat16 scales
-  kQ8_0,    // 8-bit codes, a float16 scale for 32 columns
-  kQ4_K,    // 4-bit codes, 6-bit scale and minimum for 32 columns, float16 for 256
-  kQ6_K,
-  kQ2_K,
-  kQ3_K,
-  kQ5_K,
-  kTernary, // 2-bit codes -1, 0, 1, a float16 scale for 256 columns (TQ2_0, and TQ1_0 unpacked)
-  kQ5_0,
-  kIQ4_NL,
-  kIQ4_XS,
-  kMXFP4,
-  kInt8x16, // 8-bit codes, a float32 scale for 16 columns: what any other integer type becomes without loss
+  kQ4_0, kInt4, kQ4_1, kQ5_0, kQ5_1, kQ8_0, kMXFP4, kIQ4_NL, kIQ4_XS, kTernary,
+  kQ2_K, kQ3_K, kQ4_K, kQ5_K, kQ6_K,
+  kLevels16,  // what the types with code books (IQ1, IQ2, IQ3) become
   kCount
 };
 

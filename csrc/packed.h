@@ -6,7 +6,7 @@
 
 #include <nanobind/stl/shared_ptr.h>
 
-#include "bind.h"
+#include "bind_pack.h"
 #include "ffn.h"
 #include "matrix.h"
 #include "memory.h"
@@ -16,12 +16,6 @@
 namespace moonlet {
 
 using ReadBytes = Array<uint8_t, 1>;
-
-inline Stored stored_type(const std::string& name) {
-  const Stored* found = find_stored(name.c_str());
-  require(found != nullptr, "there is no kernel for the type " + name);
-  return *found;
-}
 
 // Memory of ours, or an array of somebody else that lives as long as this does.
 struct Storage {
@@ -44,51 +38,6 @@ struct Storage {
     writable = false;
   }
 };
-
-inline Matrix shaped(const std::string& type, size_t rows, size_t columns) {
-  require(rows > 0 && columns > 0 && rows < size_t{1} << 31 && columns < size_t{1} << 31,
-          "a matrix of " + str(rows) + " x " + str(columns) + " cannot be packed");
-  const StoredInfo& kind = info(stored_type(type));
-  const PanelShape shape = panel_shape(kind.is_float, kind.format, columns);
-  return {kind.is_float, kind.format, rows, columns, shape, nullptr};
-}
-
-// Packs stored rows into a matrix whose place is `target`, on all threads.
-inline void pack_matrix(const std::string& type, const Matrix& matrix, uint8_t* target, Array<uint8_t, 2> rows,
-                 std::optional<Array<uint16_t, 2>> scale) {
-  const Stored from = stored_type(type);
-  const StoredInfo& kind = info(from);
-  require(kind.values <= 2 || matrix.columns % kind.values == 0,
-          "rows of " + str(matrix.columns) + " columns do not fit " + type + ", whose blocks hold " + str(kind.values));
-  const size_t row_bytes = from == Stored::kInt4 ? (matrix.columns + 7) / 8 * 4
-                                                 : matrix.columns / kind.values * kind.bytes;
-  require(rows.shape(0) == matrix.rows && rows.shape(1) == row_bytes,
-          type + " rows are " + str(rows.shape(0)) + " x " + str(rows.shape(1)) + " bytes, wanted " + str(matrix.rows) +
-              " x " + str(row_bytes));
-  const size_t groups = (matrix.columns + kGroup - 1) / kGroup;
-  require(scale.has_value() == (from == Stored::kInt4), "INT4 comes with scales, other types without");
-  if (scale) {
-    require(scale->shape(0) == matrix.rows && scale->shape(1) == groups,
-            "INT4 scales are " + str(scale->shape(0)) + " x " + str(scale->shape(1)) + ", wanted " + str(matrix.rows) +
-                " x " + str(groups));
-  }
-  const bool same = kind.is_float == matrix.is_float && kind.format == matrix.format;
-  require(same || (kind.is_float && !matrix.is_float && matrix.format == static_cast<uint8_t>(Format::kQ8_0)),
-          type + " rows cannot be packed into this matrix: only floats can become Q8_0");
-  const uint8_t* source = rows.data();
-  const uint16_t* scales = scale ? scale->data() : nullptr;
-  const nb::gil_scoped_release unlocked;
-  parallel_for(matrix.panels(), [&](size_t p) {
-    const size_t first = p * kPanelRows, count = std::min(kPanelRows, matrix.rows - first);
-    uint8_t* panel = target + p * matrix.panel_bytes();
-    if (same) {
-      pack_panel(from, source + first * row_bytes, row_bytes, scales ? scales + first * groups : nullptr, count,
-                 matrix.columns, panel);
-    } else {
-      quantize_panel(from, source + first * row_bytes, row_bytes, count, matrix.columns, panel);
-    }
-  });
-}
 
 // `count` matrices of one shape and type, one behind the other.
 class PackedMatrix {
