@@ -18,6 +18,7 @@ from moonlet.kernels._kernels import (
     isa,
     latent_attention,
     num_threads,
+    panel_type,
     rms_norm,
     rotate,
     route,
@@ -53,8 +54,3 @@ def supported_isas() -> tuple[str, ...]:
     too), "neon_dotprod".
     """
     return tuple(_supported_isas())
-
-
-def panel_type(stored: str) -> str:
-    """The type in which rows stored as `stored` are kept for the kernels."""
-    return stored

@@ -16,11 +16,19 @@ def num_threads() -> int:
 def set_num_threads(count: int) -> None:
     """From the next operation on; 0 is the default. Results do not depend on it."""
 
+def panel_type(stored: str) -> str:
+    """The type of panels that keep rows stored as `stored` without loss; ValueError for an unknown type.
+
+    Most types are kept as what they are. TQ1_0 becomes TQ2_0, the types with code books (IQ1, IQ2, IQ3)
+    become LEVELS16: four bits and a third.
+    """
+
 class Matrix:
     """`count` packed matrices [rows, columns] of one type, one behind the other.
 
-    With `data` (uint8, aligned to 64 bytes) the panels are used where they lie, for as long as this
-    lives. Raises ValueError for an unknown type and for data of another length than the panels have.
+    A stored type stands for the panels that keep it (`panel_type`). With `data` (uint8, aligned to
+    64 bytes) the panels are used where they lie, for as long as this lives. Raises ValueError for an
+    unknown type and for data of another length than the panels have.
     """
 
     def __init__(
@@ -40,8 +48,8 @@ class Matrix:
     ) -> None:
         """Fills matrix `index` with rows as a file stores them, [rows, row_bytes] of a block type.
 
-        "INT4" comes with its scales [rows, ceil(columns / 32)], bits of bfloat16. Floats may become
-        Q8_0; other types stay what they are (see `moonlet.kernels.panel_type`). Raises ValueError.
+        "INT4" comes with its scales [rows, ceil(columns / 32)], bits of bfloat16. The matrix must be of the
+        type's own kind (`panel_type`), or Q8_0 for floats. Raises ValueError.
         """
 
     def __call__(

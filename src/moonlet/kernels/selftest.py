@@ -129,10 +129,10 @@ def random_rows(type_name: str, rows: int, cols: int, seed: int) -> Rows:
     if type_name in ENCODERS:
         data = encode(type_name, values)
     else:
-        # Without this bit no half-precision scale, wherever in the block it is, is large or infinite.
+        # Without these bits no half-precision scale, wherever in the block it is, is above 2^-7.
         data = rng.integers(
             0, 256, (rows, type_of(type_name).row_bytes(cols)), np.uint8
-        ) & np.uint8(0xBF)
+        ) & np.uint8(0x9F)
     return Rows(type_name, data, None, decode(type_name, data))
 
 
