@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from benchmarks.support.random_gguf import write_random
 from moonlet.cli.bench import STEPS
 from moonlet.cli.main import main
 from moonlet.config import preset
@@ -15,8 +17,8 @@ from moonlet.config.sizes import model_sizes
 from moonlet.errors import EngineError
 from moonlet.kernels import limits
 from moonlet.kernels.limits import Arithmetic
-from moonlet.model import Model
-from moonlet.model.profile import Step, bytes_read, operations, profile
+from moonlet.model import Model, load_packed
+from moonlet.model.profile import PARTS, Step, bytes_read, operations, profile
 from moonlet.model.speed import Decode, Prefill
 
 pytestmark = pytest.mark.usefixtures("_quick")
@@ -188,3 +190,43 @@ def test_a_prompt_can_ask_for_all_logits(monkeypatch: pytest.MonkeyPatch) -> Non
     Prefill(model, 5).run()
     Prefill(model, 5, all_logits=True).run()
     assert asked == [1, 5]
+
+
+@pytest.fixture
+def quantized(tmp_path: Path) -> Path:
+    config = replace(
+        preset("moonlight-16b-a3b"), vocab_size=512, hidden_size=256, intermediate_size=256,
+        moe_intermediate_size=64, num_hidden_layers=3, n_routed_experts=8, kv_lora_rank=64,
+        num_attention_heads=2, qk_nope_head_dim=32, qk_rope_head_dim=32, v_head_dim=32,
+        bos_token_id=1, eos_token_ids=(2,),
+    )  # fmt: skip
+    path = tmp_path / "small.gguf"
+    write_random(path, config, "Q4_0", lambda text: None)
+    return path
+
+
+def test_a_quantized_file(quantized: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = benched(capsys, str(quantized), *SMALL)
+    assert found["model"] == "small"
+    assert found["first_token_s"] > 0
+    parts = {part["part"]: part for part in found["decode"][0]["parts"]}
+    assert set(parts) == {*PARTS, "rest"}
+    # gate, up and down of six experts in two layers, 18 bytes for 32 weights, on pages of 4096 bytes
+    expert = -(-3 * 256 * 64 // 32 * 18 // 4096) * 4096
+    assert parts["experts"]["bytes"] == 2 * 6 * expert
+    assert parts["shared_experts"]["bytes"] == 2 * 3 * 256 * 128 // 32 * 18
+    assert parts["head"]["bytes"] == 512 * 256 // 32 * 34
+
+
+def test_a_quantized_layer_that_is_watched_computes_the_same(quantized: Path) -> None:
+    model = load_packed(quantized)
+    found: list[torch.Tensor] = []
+
+    def step() -> None:
+        with torch.inference_mode():
+            found.append(model(torch.arange(7)[None]))
+
+    step()
+    profile(model, Step(1, 7, 0), step, 1e9, Arithmetic(1e9, None, 1e9))
+    assert torch.allclose(found[0], found[1], rtol=1e-3, atol=1e-3)
+    assert all("forward" not in vars(module) for module in model.modules())

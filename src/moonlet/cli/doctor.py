@@ -205,9 +205,12 @@ def _print_report(document: dict[str, Any]) -> None:
     console.print(facts)
     checks = document["checks"]
     table = Table("kernel", *document["machine"]["isas"], title="kernels against their references")
-    for kernel in dict.fromkeys(check["kernel"] for check in checks):
-        row = [check for check in checks if check["kernel"] == kernel]
-        table.add_row(kernel, *(_mark(check) for check in row))
+    families: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for check in checks:  # one line for all sizes of a kernel
+        family = families.setdefault(check["kernel"].partition(", ")[0], {})
+        family.setdefault(check["isa"], []).append(check)
+    for kernel, by_isa in families.items():
+        table.add_row(kernel, *(_mark(by_isa[isa]) for isa in document["machine"]["isas"]))
     console.print(table)
     if document["types_without_kernel"]:
         console.print(f"read, but without a kernel: {', '.join(document['types_without_kernel'])}")
@@ -219,8 +222,11 @@ def _print_report(document: dict[str, Any]) -> None:
         console.print(sentence, markup=False)
 
 
-def _mark(check: dict[str, Any]) -> str:
-    return "[red]failed[/]" if check["problem"] else f"{check['error']:.0e}"
+def _mark(checks: list[dict[str, Any]]) -> str:
+    """The largest error of the checks, or that one failed."""
+    if any(check["problem"] for check in checks):
+        return "[red]failed[/]"
+    return f"{max(check['error'] for check in checks):.0e}"
 
 
 def _facts(document: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -237,8 +243,8 @@ def _facts(document: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for name, one in document["limits"].items():
         yield name.replace("_", " "), limits_text(one, found["isa"])
     for style, digest in document["templates"].items():
-        yield f"template {style}", digest
-    yield "nano's weights", document["nano"]["weights_sha256"]
+        yield f"template {style}", digest[:16]
+    yield "nano's weights", document["nano"]["weights_sha256"][:16]
 
 
 def limits_text(found: dict[str, Any], isa: str) -> str:
