@@ -21,6 +21,17 @@ FLAGS = {
     "inspect": ["[MODEL]", "--help", "--json"],
     "convert": ["--dtype", "--help", "--imatrix", "--json", "--mix", "--to", "DST", "SRC"],
     "imatrix": ["--help", "--json", "--out", "MODEL", "TEXT"],
+    "bench": [
+        "[MODEL]",
+        "--batch",
+        "--depth",
+        "--help",
+        "--json",
+        "--layers",
+        "--prefill",
+        "--repeat",
+    ],
+    "doctor": ["--help", "--json"],
     "train": ["--help", "--json", "--out", "RECIPE"],
 }
 
