@@ -20,6 +20,7 @@ from moonlet.checkpoint import parts, resume, save_checkpoint
 from moonlet.checkpoint.convert import Conversion, to_gguf, to_hf
 from moonlet.checkpoint.parts import Wish
 from moonlet.checkpoint.resume import JOURNAL, LOCK, Job, Made, Output, WorkFolder
+from moonlet.checkpoint.transcode import Encode
 from moonlet.errors import CheckpointError
 from moonlet.quant.mixes import load_mix
 from tests.checkpoint.tiny import TEXT, random_tensors
@@ -33,7 +34,7 @@ def plan(
     """Two files of `jobs` jobs with two places each; `made` gets the names of the jobs that ran."""
 
     def job(file: str, i: int) -> Job:
-        def make() -> Made:
+        def make(encode: Encode) -> Made:
             fail(f"{file}{i}")
             made.append(f"{file}{i}")
             return Made([np.full(8, i, np.uint8), np.full(2, i + 100, np.uint16)], rounded=i)

@@ -104,6 +104,7 @@ def test_ctrl_c_leaves_nothing_half_written_and_says_so(tmp_path: Path) -> None:
     _, err = child.communicate()
     assert child.returncode == 130
     assert err.endswith("stopped; the same command goes on from there\n")
+    assert "Traceback" not in err
     assert not target.exists()
     subprocess.run(command, check=True, capture_output=True)
     assert run("convert", source, tmp_path / "n.gguf", "--mix", table) == 0

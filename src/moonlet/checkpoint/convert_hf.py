@@ -200,7 +200,7 @@ def _jobs(matrix: Matrix, offsets: Mapping[str, int]) -> Iterator[Job]:
         yield from jobs_of(first.name, matrix.part, first.type, offsets[first.name])
         return
     shape = np.array([matrix.part.rows, matrix.part.cols], np.int64)
-    yield Job(first.name, "INT4", (offsets[first.name],), 16, lambda: Made([shape]))
+    yield Job(first.name, "INT4", (offsets[first.name],), 16, lambda _: Made([shape]))
     _, words, scales = matrix.entries
     yield from jobs_of(words.name, matrix.part, "INT4", offsets[words.name], offsets[scales.name])
 

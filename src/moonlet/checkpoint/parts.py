@@ -12,7 +12,7 @@ from moonlet.checkpoint.reader import Checkpoint
 from moonlet.checkpoint.resume import Job, Made
 from moonlet.checkpoint.safetensors import TYPE_NAMES
 from moonlet.checkpoint.stored import StoredMatrix
-from moonlet.checkpoint.transcode import Coded, rows_of, transcode
+from moonlet.checkpoint.transcode import Coded, Encode, rows_of, transcode
 from moonlet.config import TensorSpec
 from moonlet.quant import int4
 from moonlet.quant.mixes import Mix
@@ -73,8 +73,8 @@ def jobs_of(
     file_kind = "Q4_0" if kind == "INT4" and scale_offset is None else kind
     width, groups = row_bytes(file_kind, part.cols), int4.scale_shape(1, part.cols)[1]
 
-    def make(rows: slice) -> Made:
-        coded = transcode(rows_of(part.load(), rows), kind, importance())
+    def make(rows: slice, encode: Encode) -> Made:
+        coded = transcode(rows_of(part.load(), rows), kind, importance(), encode)
         if file_kind != kind:
             coded = Coded(transcode(coded.matrix, file_kind).matrix, coded.rounded)
         found = coded.matrix

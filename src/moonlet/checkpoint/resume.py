@@ -1,4 +1,4 @@
-"""Large files written piece by piece by several threads, so that an interruption costs seconds of work.
+"""Large files written piece by piece, by all cores, so that an interruption costs seconds of work.
 
 What a file will hold is planned first: its start, and `Job`s that each make the bytes for fixed places in it.
 The files lie in a work folder `.NAME.TAG.partial` beside the final place, TAG being a digest of the plan and
@@ -24,9 +24,11 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from moonlet.checkpoint.transcode import Encode
 from moonlet.checkpoint.untrusted import parse_json_object
 from moonlet.checkpoint.writer import move_into_place
 from moonlet.errors import CheckpointError
+from moonlet.quant.pool import EncoderPool
 
 JOURNAL, LOCK = "journal.json", ".lock"
 SYNC_SECONDS = 2.0  # of work that a killed process may lose
@@ -44,7 +46,7 @@ class Job:
     kind: str
     offsets: tuple[int, ...]
     size_bytes: int
-    make: Callable[[], "Made"]
+    make: Callable[[Encode], "Made"]
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ class WorkFolder:
     def _write(self, workers: int, progress: Progress) -> None:
         total = sum(job.size_bytes for output in self.outputs for job in output.jobs)
         ready, before = 0, 0
-        pool = ThreadPoolExecutor(workers)
+        pool, encode = ThreadPoolExecutor(workers), EncoderPool(workers)
         try:
             for output in self.outputs:
                 skipped = output.jobs[: max(0, self._done - before)]
@@ -134,7 +136,7 @@ class WorkFolder:
                     synced = time.monotonic()
                     try:
                         jobs = output.jobs[len(skipped) :]
-                        for job, made in _in_order(pool, jobs, 2 * workers):
+                        for job, made in _in_order(pool, encode, jobs, 2 * workers):
                             _place(file, job, made.arrays)
                             self._done, self._rounded = self._done + 1, self._rounded + made.rounded
                             ready += job.size_bytes
@@ -146,6 +148,7 @@ class WorkFolder:
                         self._write_journal(file)
         finally:
             pool.shutdown(cancel_futures=True)
+            encode.close()
 
     def _read_journal(self) -> None:
         """Takes over what an earlier process has left, if all of it is still there."""
@@ -198,12 +201,12 @@ class WorkFolder:
 
 
 def _in_order(
-    pool: ThreadPoolExecutor, jobs: Sequence[Job], ahead: int
+    pool: ThreadPoolExecutor, encode: Encode, jobs: Sequence[Job], ahead: int
 ) -> Iterator[tuple[Job, Made]]:
     """Results in the order of the jobs, at most `ahead` of them made before their turn."""
     waiting: deque[tuple[Job, Future[Made]]] = deque()
     for job in jobs:
-        waiting.append((job, pool.submit(job.make)))
+        waiting.append((job, pool.submit(job.make, encode)))
         if len(waiting) >= ahead:
             yield _result(*waiting.popleft())
     while waiting:
@@ -215,7 +218,7 @@ def _result(job: Job, future: Future[Made]) -> tuple[Job, Made]:
         return job, future.result()
     except CheckpointError:
         raise
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
         raise CheckpointError(f"{job.name} cannot be converted: {error}") from error
 
 

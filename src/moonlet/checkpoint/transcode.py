@@ -5,6 +5,7 @@ nibbles and copies scales. A bfloat16 scale of ordinary size is also a float16 o
 three last bits of the scale have to be 0. Scales that cannot be copied are rounded and counted.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ from moonlet.quant import bf16, decode, encode, int4
 
 GROUP = int4.GROUP
 FLOATS = ("F32", "F16", "BF16")
+Encode = Callable[[str, NDArray[np.float32], NDArray[np.float32] | None], NDArray[np.uint8]]
 _HALF = 2  # bytes of a Q4_0 block's scale
 
 
@@ -41,7 +43,10 @@ def values_of(matrix: StoredMatrix) -> NDArray[np.float32]:
 
 
 def transcode(
-    matrix: StoredMatrix, target: str, importance: NDArray[np.float32] | None = None
+    matrix: StoredMatrix,
+    target: str,
+    importance: NDArray[np.float32] | None = None,
+    encode: Encode = encode,
 ) -> Coded:
     """`matrix` as `target`: a name in `quant.types`, or "INT4".
 
@@ -54,11 +59,14 @@ def transcode(
         return _q4_0_from_int4(matrix)
     if matrix.type == "Q4_0" and target == "INT4":
         return _int4_from_q4_0(matrix)
-    return Coded(from_values(values_of(matrix), target, importance))
+    return Coded(from_values(values_of(matrix), target, importance, encode))
 
 
 def from_values(
-    values: NDArray[np.float32], target: str, importance: NDArray[np.float32] | None = None
+    values: NDArray[np.float32],
+    target: str,
+    importance: NDArray[np.float32] | None = None,
+    encode: Encode = encode,
 ) -> StoredMatrix:
     """`values` [rows, cols] as `target`; raises as `transcode` does."""
     rows, cols = values.shape

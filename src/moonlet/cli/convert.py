@@ -68,7 +68,7 @@ def run(args: Namespace) -> int:
         write = to_gguf if form == "gguf" else to_hf
     try:
         with progress_bar(args.target.name) as progress:
-            summary = write(conversion, os.cpu_count() or 1, progress)
+            summary = write(conversion, available_cpus(), progress)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from there", file=sys.stderr)
         raise
@@ -85,6 +85,13 @@ def source_path(model: str) -> Path:
 
     is_embedded = model == EMBEDDED and not Path(model).exists()
     return nano.folder() if is_embedded else resolve(model)
+
+
+def available_cpus() -> int:
+    """CPUs that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def as_json(summary: "Summary") -> dict[str, Any]:

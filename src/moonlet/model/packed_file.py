@@ -39,7 +39,7 @@ from moonlet.checkpoint.parts import (
 from moonlet.checkpoint.resume import Job, Made, Output, Progress
 from moonlet.checkpoint.safetensors_write import header_of
 from moonlet.checkpoint.stored import StoredMatrix
-from moonlet.checkpoint.transcode import FLOATS, from_values, rows_of, transcode
+from moonlet.checkpoint.transcode import FLOATS, Encode, from_values, rows_of, transcode
 from moonlet.config import TensorSpec, to_hf
 from moonlet.quant.types import TYPES
 
@@ -117,22 +117,23 @@ class _Panels:
                 yield Job(name, kind, (offset,), size, partial(self._rows, index, rows))
                 offset += size
 
-    def _expert(self, expert: int) -> Made:
+    def _expert(self, expert: int, encode: Encode) -> Made:
         gate, up, down = self.types
         packed = kernels.Experts(1, self.spec.cols, self.spec.rows, gate, up, down)
         rounded = 0
         for which, (block, kind) in zip(("gate", "up", "down"), self.blocks.items(), strict=True):
             stored = self.source.matrix(self._canonical(block), expert, block)
-            coded = transcode(stored, kind, self._importance(block, expert, stored.cols))
+            coded = transcode(stored, kind, self._importance(block, expert, stored.cols), encode)
             found, rounded = coded.matrix, rounded + coded.rounded
             packed.pack(0, which, found.type, found.data, found.scale)
         return Made([packed.bytes], rounded)
 
-    def _rows(self, index: int, rows: slice) -> Made:
+    def _rows(self, index: int, rows: slice, encode: Encode) -> Made:
         coded = transcode(
             rows_of(self._stored(index), rows),
             self.blocks[self.spec.block],
             self._importance(self.spec.block, index, self.spec.cols),
+            encode,
         )
         found = coded.matrix
         packed = kernels.Matrix(self.types[0], found.rows, found.cols)
