@@ -4,11 +4,12 @@
 | ------------------- | -------------------------- | --------------------------------- |
 | nothing             | the embedded model, nano   | the embedded model, nano          |
 | a folder            | its config.json            | a Hugging Face checkpoint         |
+| a packed folder     | its config.json and header | the folder                        |
 | a .json file        | that config.json           | -                                 |
 | a preset's name     | the preset                 | -                                 |
 | `random:PRESET`     | the preset                 | -                                 |
 | `org/name`          | its config.json (fetched)  | the checkpoint (fetched)          |
-| a .gguf file        | its metadata               | the file, and its other parts     |
+| a .gguf file        | all but the weights        | the file, and its other parts     |
 """
 
 from argparse import ArgumentParser
