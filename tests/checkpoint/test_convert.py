@@ -21,6 +21,11 @@ from moonlet.quant.mixes import load_mix
 from tests.checkpoint.tiny import TEXT, random_tensors
 
 K25 = preset("tiny")
+assert K25.vision is not None
+KIMI_VL = replace(
+    K25, model_type="kimi_vl", q_lora_rank=None,
+    vision=replace(K25.vision, init_pos_emb_time=None, init_pos_emb_height=8, init_pos_emb_width=8),
+)  # fmt: skip
 # Rows that fill the groups of INT4 and Q4_0, experts included.
 EVEN = replace(
     K25, hidden_size=64, intermediate_size=96, moe_intermediate_size=32, num_hidden_layers=2
@@ -53,7 +58,7 @@ def assert_equal(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]
     assert not different
 
 
-@pytest.mark.parametrize("config", [K25, TEXT], ids=["k25", "text"])
+@pytest.mark.parametrize("config", [K25, KIMI_VL, TEXT], ids=["k25", "kimi_vl", "text"])
 @pytest.mark.parametrize("dtype", [None, "F32"])
 def test_floats_travel_without_loss(tmp_path: Path, config: ModelConfig, dtype: str | None) -> None:
     source = save(tmp_path / "a", config)
@@ -152,7 +157,9 @@ def test_fp8_is_read(tmp_path: Path) -> None:
 
 
 def test_nano_brings_its_tokenizer_along(tmp_path: Path) -> None:
-    convert(nano.folder(), tmp_path / "g" / "nano.gguf", "q8_0")
+    wish = Wish(load_mix("q8_0"))
+    conversion = Conversion(nano.folder(), tmp_path / "g" / "nano.gguf", wish, name="Nano")
+    to_gguf(conversion, 1, lambda done, total: None)
     convert(tmp_path / "g" / "nano.gguf", tmp_path / "h" / "other.gguf", "q4_k_m")
     convert(tmp_path / "h" / "other.gguf", tmp_path / "b")
     ours, theirs = Tokenizer.from_folder(tmp_path / "b"), Tokenizer.from_folder(nano.folder())
@@ -161,7 +168,7 @@ def test_nano_brings_its_tokenizer_along(tmp_path: Path) -> None:
     assert ours.encode(text) == theirs.encode(text)
     first = open_checkpoint(tmp_path / "h" / "other.gguf")
     assert isinstance(first, GgufCheckpoint)
-    assert first.metadata["general.name"] == "weights"
+    assert first.metadata["general.name"] == "Nano"
     generation = json.loads((tmp_path / "b" / "generation_config.json").read_text())
     assert generation["do_sample"] is False
     assert set(generation["eos_token_id"]) == {769, 770, 777}

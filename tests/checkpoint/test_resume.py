@@ -180,6 +180,7 @@ def test_a_disk_that_is_too_small_is_told_beforehand(
     with pytest.raises(CheckpointError, match="needs 160 more bytes and the disk has 100 left"):
         work(tmp_path, plan(made)).write(1, silent)
     assert not made
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_disk_that_fills_up_is_one_sentence(tmp_path: Path) -> None:

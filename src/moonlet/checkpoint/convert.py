@@ -48,13 +48,20 @@ class Summary:
 
 
 class Conversion:
-    """A source, open and checked, and where it shall go.
+    """A source, open and checked, and where it shall go. `name` is what a model without one is called.
 
     Raises what `open_checkpoint` and `validate` raise, CheckpointError when source and target are the same,
     and NotSupportedError for a packed source.
     """
 
-    def __init__(self, source: Path, target: Path, wish: Wish, imatrix: Path | None = None) -> None:
+    def __init__(
+        self,
+        source: Path,
+        target: Path,
+        wish: Wish,
+        imatrix: Path | None = None,
+        name: str | None = None,
+    ) -> None:
         self.path, self.wish = source, wish
         self.target = Path(os.path.realpath(target))
         opened = open_checkpoint(source)
@@ -65,6 +72,8 @@ class Conversion:
             )
         opened.validate()
         self.source: Source = opened
+        given = opened.metadata.get("general.name") if isinstance(opened, GgufCheckpoint) else None
+        self.name = given if isinstance(given, str) else name or source.resolve().name.removesuffix(".gguf")
         self.importance = ImportanceMatrix(imatrix) if imatrix else None
         if self.importance is not None:
             forms = (forms_of(spec, opened.config)[0] for spec in tensor_specs(opened.config))
@@ -73,15 +82,6 @@ class Conversion:
         taken = [source.resolve(), *(path.resolve() for path in self._files)]
         if self.target in taken or any(path.parent == self.target for path in taken):
             raise CheckpointError(f"{target} is what is converted from: choose another name")
-
-    @property
-    def name(self) -> str:
-        """What the model calls itself."""
-        found = None
-        if isinstance(self.source, GgufCheckpoint):
-            found = self.source.metadata.get("general.name")
-        path = self.path.resolve()
-        return found if isinstance(found, str) else path.stem if path.is_file() else path.name
 
     def work_folder(self, outputs: list[Output]) -> WorkFolder:
         return WorkFolder(self.target, outputs, [__version__, repr(self.wish), *self._stamps()])

@@ -92,15 +92,20 @@ class WorkFolder:
 
         `progress` gets bytes done and bytes in all. Returns how many groups were rounded, earlier runs
         included. Raises CheckpointError when the disk refuses, when a job fails, or when another process
-        writes the same. On any exception the work done stays.
+        writes the same. On any exception the work done stays, if there is any.
         """
         with _told(self.target):
             self._clear_others()
             self.path.mkdir(parents=True, exist_ok=True)
             with _alone(self.path):
-                self._check_room()
-                self._read_journal()
-                self._write(workers, progress)
+                try:
+                    self._check_room()
+                    self._read_journal()
+                    self._write(workers, progress)
+                except BaseException:
+                    if not self._done:
+                        shutil.rmtree(self.path, ignore_errors=True)
+                    raise
         return self._rounded
 
     def put_files(self) -> None:

@@ -61,7 +61,9 @@ def run(args: Namespace) -> int:
 
         mix = load_mix(args.mix) if args.mix else None
         wish = Wish(mix, DTYPES[args.dtype] if args.dtype else None)
-        conversion = Conversion(source_path(args.source), args.target, wish, args.imatrix)
+        conversion = Conversion(
+            source_path(args.source), args.target, wish, args.imatrix, Path(args.source).name
+        )
     if form == "packed":
         from moonlet.model.packed_file import to_packed as write
     else:
