@@ -287,6 +287,22 @@ def test_importance_changes_what_is_written(tmp_path: Path) -> None:
     assert same == [False, True, True, True]
 
 
+def test_importance_of_stacks(tmp_path: Path) -> None:
+    """One row for each expert with its own count; or, as llama.cpp has it for heads, all in one row."""
+    sums = np.arange(1, 7, dtype=np.float32).reshape(2, 3)
+    statistics = {
+        "experts": (sums, np.float32([2, 4])),
+        "heads": (sums.reshape(1, 6), np.float32([2])),
+    }
+    write_imatrix(tmp_path / "im.gguf", statistics, "a text", 1, 7)
+    asked = ImportanceMatrix(tmp_path / "im.gguf")
+    found = [[asked(name, i, 3) for i in (0, 1)] for name in ("experts", "heads")]
+    assert np.array_equal(found, [[sums[0] / 2, sums[1] / 4], [sums[0] / 2, sums[1] / 2]])  # type: ignore[arg-type]
+    asked.check({"experts": (2, 5, 3), "heads": (2, 5, 3)})
+    with pytest.raises(CheckpointError, match="another model"):
+        asked.check({"heads": (5, 3)})
+
+
 @pytest.mark.parametrize(
     ("statistics", "message"),
     [

@@ -112,6 +112,9 @@ def test_other_inputs_begin_anew_and_clear_up(tmp_path: Path) -> None:
         lambda folder: (folder / JOURNAL).write_text("{"),
         lambda folder: (folder / JOURNAL).write_text(json.dumps({"key": 1, "done": 99})),
         lambda folder: (folder / JOURNAL).write_text(
+            json.dumps({"key": "of another plan", "done": 8, "rounded": 0})
+        ),
+        lambda folder: (folder / JOURNAL).write_text(
             (folder / JOURNAL).read_text().replace('"done": 8', '"done": "8"')
         ),
     ],
