@@ -113,7 +113,7 @@ def print_summary(summary: "Summary") -> None:
     shares = ", ".join(f"{kind} {size / 1e6:,.1f} MB" for kind, size in types)
     print(f"{summary.size_bytes / 1e6:,.1f} MB: {shares}")
     if summary.rounded:
-        print(f"{summary.rounded} groups of 32 have a scale that was rounded by at most 1 in 256")
+        print(f"{summary.rounded} groups of 32 have a scale that had to be rounded")
     for note in summary.notes:
         print(f"note: {note}")
 
