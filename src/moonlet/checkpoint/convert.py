@@ -73,7 +73,9 @@ class Conversion:
         opened.validate()
         self.source: Source = opened
         given = opened.metadata.get("general.name") if isinstance(opened, GgufCheckpoint) else None
-        self.name = given if isinstance(given, str) else name or source.resolve().name.removesuffix(".gguf")
+        self.name = (
+            given if isinstance(given, str) else name or source.resolve().name.removesuffix(".gguf")
+        )
         self.importance = ImportanceMatrix(imatrix) if imatrix else None
         if self.importance is not None:
             forms = (forms_of(spec, opened.config)[0] for spec in tensor_specs(opened.config))
