@@ -12,9 +12,8 @@ namespace {
 // A task of the first half computes 32 gate and 32 up rows: one group of what the second half reads.
 constexpr size_t kGatePanels = kGroup / kPanelRows;
 constexpr size_t kMaxTile = 16;
-constexpr size_t kDownBytes = 128 << 10;  // of all networks' down matrices in a task of the second half
-constexpr size_t kManyBytes = 256 << 10;  // of one network's, when many tokens share what a task reads
-constexpr size_t kManyTokens = 64;
+constexpr size_t kManyTokens = 64;  // from here on arithmetic takes the time, not reading
+constexpr size_t kManyBytes = 256 << 10;  // of one network's down matrix in a task, which then stays in the L2 cache
 constexpr size_t kMaxDownPanels = 16;
 
 struct Pair {  // a token that an expert works on
@@ -135,22 +134,35 @@ void gate_up(const Kernels& kernels, const Job& job, const Plan& plan, size_t g)
   }
 }
 
-// Rows of panels [begin, end) of every network's output, weighted and summed in the order of the jobs.
-void down(const Kernels& kernels, const Plan& plan, size_t begin, size_t end, size_t tokens, size_t rows, float* out) {
-  const size_t first = begin * kPanelRows, count = std::min(end * kPanelRows, rows) - first;
+// The network's weighted output for `range` of panels is added to `out`.
+void add_down(const Kernels& kernels, const Job& job, const Tile& tile, Range range, size_t rows, float* out) {
+  float y[kMaxTile * kMaxDownPanels * kPanelRows];
+  for (size_t begin = range.begin; begin < range.end; begin += kMaxDownPanels) {
+    const size_t end = std::min(begin + kMaxDownPanels, range.end), stride = (end - begin) * kPanelRows;
+    const size_t first = begin * kPanelRows, count = std::min(end * kPanelRows, rows) - first;
+    multiply_tile(kernels, job.ffn.down, begin, end, tile.hidden, tile.size, y, stride);
+    for (size_t t = 0; t < tile.size; ++t) {
+      float* target = out + tile.pairs[t].token * rows + first;
+      for (size_t r = 0; r < count; ++r) target[r] += tile.pairs[t].weight * y[t * stride + r];
+    }
+  }
+}
+
+// Rows of a range of panels of every network's output, weighted and summed in the order of the jobs.
+void down(const Kernels& kernels, const Plan& plan, Range range, size_t tokens, size_t rows, float* out) {
+  const size_t first = range.begin * kPanelRows, count = std::min(range.end * kPanelRows, rows) - first;
   for (size_t t = 0; t < tokens; ++t) std::memset(out + t * rows + first, 0, count * sizeof(float));
   for (const Job& job : plan.jobs) {
     for (size_t i = 0; i < job.tiles; ++i) {
-      const Tile& tile = plan.tiles[job.first_tile + i];
-      float y[kMaxTile * kMaxDownPanels * kPanelRows];
-      const size_t stride = (end - begin) * kPanelRows;
-      multiply_tile(kernels, job.ffn.down, begin, end, tile.hidden, tile.size, y, stride);
-      for (size_t t = 0; t < tile.size; ++t) {
-        float* target = out + tile.pairs[t].token * rows + first;
-        for (size_t r = 0; r < count; ++r) target[r] += tile.pairs[t].weight * y[t * stride + r];
-      }
+      add_down(kernels, job, plan.tiles[job.first_tile + i], range, rows, out);
     }
   }
+}
+
+std::vector<Range> equal_ranges(size_t count, size_t step) {
+  std::vector<Range> ranges;
+  for (size_t begin = 0; begin < count; begin += step) ranges.push_back({begin, std::min(begin + step, count)});
+  return ranges;
 }
 
 }  // namespace
@@ -170,17 +182,23 @@ void ffn(const Kernels& kernels, const Experts* experts, const Ffn* shared, cons
   sort_by_expert(experts, shared, tokens, ids, weights, top_k, kernels.max_tokens, plan);
   fill_tiles(kernels, x, tokens, columns, plan);
   place_hidden(plan);
-  struct GateTask { const Job* job; size_t group; };
+  struct GateTask {
+    const Job* job;
+    size_t group;
+  };
   std::vector<GateTask> tasks;
   for (const Job& job : plan.jobs) {
     for (size_t g = 0; g < hidden_groups(job.ffn); ++g) tasks.push_back({&job, g});
   }
-  parallel_for(tasks.size(), [&](size_t i) { gate_up(kernels, *tasks[i].job, plan, tasks[i].group); });
-  const size_t bytes = tokens < kManyTokens ? kDownBytes / plan.jobs.size() : kManyBytes;
-  const size_t step = std::clamp<size_t>(bytes / std::max<size_t>(any_down.panel_bytes(), 1), 1, kMaxDownPanels);
-  parallel_for((any_down.panels() + step - 1) / step, [&](size_t i) {
-    down(kernels, plan, i * step, std::min((i + 1) * step, any_down.panels()), tokens, any_down.rows, out);
+  const bool few = tokens < kManyTokens;
+  const auto gates = few ? shrinking_ranges(tasks.size(), 1) : equal_ranges(tasks.size(), 1);
+  parallel_for(gates.size(), [&](size_t i) {
+    for (size_t t = gates[i].begin; t < gates[i].end; ++t) gate_up(kernels, *tasks[t].job, plan, tasks[t].group);
   });
+  const size_t panel_bytes = std::max<size_t>(any_down.panel_bytes(), 1);
+  const size_t step = std::clamp<size_t>(kManyBytes / panel_bytes, 1, kMaxDownPanels);
+  const auto rows = few ? shrinking_ranges(any_down.panels(), 1) : equal_ranges(any_down.panels(), step);
+  parallel_for(rows.size(), [&](size_t i) { down(kernels, plan, rows[i], tokens, any_down.rows, out); });
 }
 
 }  // namespace moonlet

@@ -9,12 +9,12 @@ namespace moonlet {
 namespace {
 
 constexpr size_t kChunkBytes = 128 << 10;  // of weights in one task: they stay in the L2 cache for all tiles
-constexpr size_t kDecodeBytes = 32 << 10;  // with a single tile: small, so that threads end together
+constexpr size_t kStreamBytes = 512 << 10;  // a larger matrix that one tile meets is read in shrinking ranges
+constexpr size_t kLastBytes = 32 << 10;     // of which the last are this small
 constexpr size_t kSerialBytes = 16 << 10;  // of activations, below which waking the threads costs more
 constexpr size_t kMaxChunkRows = 512;
 
-size_t chunk_panels(const Matrix& matrix, size_t tiles) {
-  const size_t bytes = tiles > 1 ? kChunkBytes : kDecodeBytes;
+size_t panels_in(size_t bytes, const Matrix& matrix) {
   return std::clamp<size_t>(bytes / std::max<size_t>(matrix.panel_bytes(), 1), 1, kMaxChunkRows / kPanelRows);
 }
 
@@ -37,6 +37,16 @@ Tiles::Tiles(size_t tokens, size_t limit)
     : count((tokens + limit - 1) / limit),
       base(count ? tokens / count : 0),
       longer(count ? tokens % count : 0) {}
+
+std::vector<Range> shrinking_ranges(size_t count, size_t smallest) {
+  std::vector<Range> ranges;
+  for (size_t begin = 0; begin < count;) {
+    const size_t size = std::max({smallest, (count - begin) / (2 * num_threads()), size_t{1}});
+    ranges.push_back({begin, std::min(begin + size, count)});
+    begin = ranges.back().end;
+  }
+  return ranges;
+}
 
 size_t padded_groups(size_t columns) { return (columns + 255) / 256 * 8; }
 
@@ -114,22 +124,24 @@ void Activations::multiply(const Kernels& kernels, const Matrix& matrix, size_t 
 void multiply_all(const Kernels& kernels, const Product* products, size_t count) {
   struct Chunk {
     const Product* product;
-    size_t begin, end;
+    Range panels;
   };
   std::vector<Chunk> chunks;
   for (const Product* product = products; product < products + count; ++product) {
     const Matrix& matrix = product->matrix;
-    const size_t step = chunk_panels(matrix, product->x->tiles.count), panels = matrix.panels();
-    for (size_t begin = 0; begin < panels; begin += step) {
-      chunks.push_back({product, begin, std::min(begin + step, panels)});
+    const size_t panels = matrix.panels(), step = panels_in(kChunkBytes, matrix);
+    if (product->x->tiles.count == 1 && matrix.bytes() > kStreamBytes) {
+      for (const Range range : shrinking_ranges(panels, panels_in(kLastBytes, matrix))) chunks.push_back({product, range});
+    } else {
+      for (size_t p = 0; p < panels; p += step) chunks.push_back({product, {p, std::min(p + step, panels)}});
     }
   }
   parallel_for(chunks.size(), [&](size_t i) {
-    const auto& [product, begin, end] = chunks[i];
+    const auto& [product, panels] = chunks[i];
     const Activations& x = *product->x;
     for (size_t tile = 0; tile < x.tiles.count; ++tile) {
-      float* out = product->out + x.tiles.first(tile) * product->out_stride + begin * kPanelRows;
-      x.multiply(kernels, product->matrix, begin, end, tile, out, product->out_stride);
+      float* out = product->out + x.tiles.first(tile) * product->out_stride + panels.begin * kPanelRows;
+      x.multiply(kernels, product->matrix, panels.begin, panels.end, tile, out, product->out_stride);
     }
   });
 }

@@ -48,6 +48,13 @@ inline size_t activation_bytes(size_t tokens, size_t columns) {
   return tokens * padded_groups(columns) * kTokenGroupBytes;
 }
 
+struct Range {
+  size_t begin, end;
+};
+// Cuts [0, count) into ranges that shrink towards the end, none but the last below `smallest`: long ones, because
+// memory is read fastest in long streams, and short ones, so that all threads end together.
+std::vector<Range> shrinking_ranges(size_t count, size_t smallest);
+
 // Activations in the form that a matrix's kernels read: int8 tiles in `memory` (activation_bytes), once they are
 // quantized, or the floats themselves for float matrices.
 class Activations {

@@ -7,7 +7,7 @@
 
 namespace moonlet {
 
-// Zeroed when touched first, so that packing threads spread the pages; given back when destroyed.
+// Zeroed; given back when destroyed.
 class Memory {
  public:
   explicit Memory(size_t bytes);  // throws std::bad_alloc
