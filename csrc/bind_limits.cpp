@@ -6,7 +6,7 @@
 #include <nanobind/stl/string.h>
 
 #include "bind.h"
-#include "limits.h"
+#include "peaks.h"
 
 namespace moonlet {
 
