@@ -12,11 +12,16 @@ namespace {
 using Shared = std::shared_ptr<PackedMatrix>;
 using Vector = Array<float, 1>;
 
+Norm checked_norm(const Vector& norm, float eps, size_t hidden) {
+  require(norm.shape(0) == hidden, "a norm of " + str(norm.shape(0)) + " columns, wanted " + str(hidden));
+  return {norm.data(), eps};
+}
+
 class PackedAttention {
  public:
-  PackedAttention(std::optional<Shared> q_a, std::optional<Vector> q_norm, Shared q, Shared kv_a, Vector kv_norm,
+  PackedAttention(Vector norm, float norm_eps, std::optional<Shared> q_a, std::optional<Vector> q_norm, Shared q, Shared kv_a, Vector kv_norm,
                   Shared k_b, Shared v_b, Shared output, size_t rope, float eps, float scale)
-      : held_{q_a.value_or(nullptr), q, kv_a, k_b, v_b, output}, kv_norm_(kv_norm), q_norm_(q_norm) {
+      : held_{q_a.value_or(nullptr), q, kv_a, k_b, v_b, output}, norm_(norm), kv_norm_(kv_norm), q_norm_(q_norm) {
     const size_t heads = k_b->count, latent = k_b->matrix.rows, hidden = kv_a->matrix.columns;
     const size_t rank = q_a ? (*q_a)->matrix.rows : hidden;
     require(q_a.has_value() == q_norm.has_value() && (!q_a || (*q_a)->matrix.columns == hidden) &&
@@ -31,7 +36,8 @@ class PackedAttention {
     require(output->matrix.rows == hidden && output->matrix.columns == heads * v_b->matrix.rows,
             "the output matrix is " + str(output->matrix.rows) + " x " + str(output->matrix.columns) + ", wanted " +
                 str(hidden) + " x " + str(heads * v_b->matrix.rows));
-    layer_ = {q_a.has_value(), q_a ? (*q_a)->matrix : Matrix{}, q_norm ? q_norm->data() : nullptr,
+    layer_ = {checked_norm(norm, norm_eps, hidden),
+              q_a.has_value(), q_a ? (*q_a)->matrix : Matrix{}, q_norm ? q_norm->data() : nullptr,
               q->matrix,       kv_a->matrix,                    kv_norm.data(),
               k_b->matrix,     v_b->matrix,                     output->matrix,
               heads,           rope,                            eps,
@@ -57,17 +63,41 @@ class PackedAttention {
 
  private:
   Shared held_[6];
-  Vector kv_norm_;
+  Vector norm_, kv_norm_;
   std::optional<Vector> q_norm_;
   AttentionLayer layer_;
 };
 
+class PackedDense {
+ public:
+  PackedDense(Vector norm, float eps, std::shared_ptr<PackedFfn> ffn)
+      : norm_(norm), ffn_(ffn), layer_(checked_norm(norm, eps, ffn->ffn().gate.columns)) {}
+
+  NewArray<float> run(Array<float, 2> x, const Isa& isa) const {
+    const Ffn ffn = ffn_->ffn();
+    const size_t tokens = x.shape(0), hidden = ffn.gate.columns;
+    require(x.shape(1) == hidden, "the activations have " + str(x.shape(1)) + " columns, wanted " + str(hidden));
+    auto out = new_array({tokens, hidden});
+    const Kernels& kernels = chosen(isa);
+    {
+      const nb::gil_scoped_release unlocked;
+      dense_layer(kernels, layer_, ffn, x.data(), tokens, out.data());
+    }
+    return out;
+  }
+
+ private:
+  Vector norm_;
+  std::shared_ptr<PackedFfn> ffn_;
+  Norm layer_;
+};
+
 class PackedMoe {
  public:
-  PackedMoe(Shared gate, std::optional<Vector> bias, std::shared_ptr<PackedExperts> experts,
+  PackedMoe(Vector norm, float eps, Shared gate, std::optional<Vector> bias, std::shared_ptr<PackedExperts> experts,
             std::optional<std::shared_ptr<PackedFfn>> shared, size_t top_k, bool sigmoid, bool normalize, float scaling,
             size_t groups, size_t top_groups, size_t group_best)
-      : gate_(gate), bias_(bias), experts_(experts), shared_(shared.value_or(nullptr)) {
+      : norm_(norm), gate_(gate), bias_(bias), experts_(experts), shared_(shared.value_or(nullptr)) {
     const size_t count = experts->experts().count, hidden = experts->experts().first.gate.columns;
     require(gate->matrix.rows == count && gate->matrix.columns == hidden && (!bias || bias->shape(0) == count),
             "the router is " + str(gate->matrix.rows) + " x " + str(gate->matrix.columns) + ", wanted " + str(count) +
@@ -75,7 +105,7 @@ class PackedMoe {
     require(!shared_ || shared_->ffn().gate.columns == hidden, "the shared expert has other columns than the experts");
     const Router router{count, top_k, groups, top_groups, group_best, sigmoid, normalize, scaling};
     check_router(router);
-    layer_ = {gate->matrix, bias ? bias->data() : nullptr, router};
+    layer_ = {checked_norm(norm, eps, hidden), gate->matrix, bias ? bias->data() : nullptr, router};
   }
 
   NewArray<float> run(Array<float, 2> x, const Isa& isa) const {
@@ -92,6 +122,7 @@ class PackedMoe {
   }
 
  private:
+  Vector norm_;
   Shared gate_;
   std::optional<Vector> bias_;
   std::shared_ptr<PackedExperts> experts_;
@@ -103,18 +134,23 @@ class PackedMoe {
 
 void bind_layer(nb::module_& m) {
   nb::class_<PackedAttention>(m, "Attention")
-      .def(nb::init<std::optional<Shared>, std::optional<Vector>, Shared, Shared, Vector, Shared, Shared, Shared, size_t,
-                    float, float>(),
-           nb::arg("q_a").none(), nb::arg("q_norm").noconvert().none(), nb::arg("q"), nb::arg("kv_a"),
+      .def(nb::init<Vector, float, std::optional<Shared>, std::optional<Vector>, Shared, Shared, Vector, Shared, Shared,
+                    Shared, size_t, float, float>(),
+           nb::arg("norm").noconvert(), nb::arg("norm_eps"), nb::arg("q_a").none(), nb::arg("q_norm").noconvert().none(), nb::arg("q"), nb::arg("kv_a"),
            nb::arg("kv_norm").noconvert(), nb::arg("k_b"), nb::arg("v_b"), nb::arg("output"), nb::arg("rope"),
            nb::arg("eps"), nb::arg("scale"))
       .def("__call__", &PackedAttention::run, nb::arg("x").noconvert(), nb::arg("cos").noconvert(),
            nb::arg("sin").noconvert(), nb::arg("pages").noconvert(), nb::arg("table").noconvert(),
            nb::arg("sequence").noconvert(), nb::arg("position").noconvert(), nb::arg("isa") = nb::none());
+  nb::class_<PackedDense>(m, "Dense")
+      .def(nb::init<Vector, float, std::shared_ptr<PackedFfn>>(), nb::arg("norm").noconvert(), nb::arg("eps"),
+           nb::arg("ffn"))
+      .def("__call__", &PackedDense::run, nb::arg("x").noconvert(), nb::arg("isa") = nb::none());
   nb::class_<PackedMoe>(m, "Moe")
-      .def(nb::init<Shared, std::optional<Vector>, std::shared_ptr<PackedExperts>,
+      .def(nb::init<Vector, float, Shared, std::optional<Vector>, std::shared_ptr<PackedExperts>,
                     std::optional<std::shared_ptr<PackedFfn>>, size_t, bool, bool, float, size_t, size_t, size_t>(),
-           nb::arg("gate"), nb::arg("bias").noconvert().none(), nb::arg("experts"), nb::arg("shared").none(),
+           nb::arg("norm").noconvert(), nb::arg("eps"), nb::arg("gate"), nb::arg("bias").noconvert().none(),
+           nb::arg("experts"), nb::arg("shared").none(),
            nb::arg("top_k"), nb::arg("sigmoid"), nb::arg("normalize"), nb::arg("scaling"), nb::arg("groups") = 1,
            nb::arg("top_groups") = 1, nb::arg("group_best") = 2)
       .def("__call__", &PackedMoe::run, nb::arg("x").noconvert(), nb::arg("isa") = nb::none());

@@ -14,6 +14,25 @@ Scratch& between() {
   return mine;
 }
 
+constexpr size_t kSerial = 65536;  // numbers, below which waking the threads costs more
+
+const float* normed(const Kernels& kernels, const Norm& norm, const float* x, size_t columns, size_t tokens) {
+  float* out = between().floats(7, tokens * columns);
+  norm_rows(kernels, x, columns, norm.weight, columns, norm.eps, tokens, out);
+  return out;
+}
+
+void add_rows(const float* x, size_t columns, size_t tokens, float* out) {
+  const auto one = [&](size_t t) {
+    for (size_t i = t * columns; i < (t + 1) * columns; ++i) out[i] += x[i];
+  };
+  if (tokens * columns < kSerial) {
+    for (size_t t = 0; t < tokens; ++t) one(t);
+  } else {
+    parallel_for(tokens, one);
+  }
+}
+
 }  // namespace
 
 void norm_rows(const Kernels& kernels, const float* x, size_t width, const float* weight, size_t count, float eps,
@@ -23,7 +42,7 @@ void norm_rows(const Kernels& kernels, const float* x, size_t width, const float
     kernels.rms_norm(row, weight, eps, out + t * width, count);
     if (out != x) std::copy(row + count, row + width, out + t * width + count);
   };
-  if (tokens * count < 65536) {
+  if (tokens * count < kSerial) {
     for (size_t t = 0; t < tokens; ++t) one(t);
   } else {
     parallel_for(tokens, one);
@@ -44,7 +63,8 @@ void attention_layer(const Kernels& kernels, const AttentionLayer& layer, const 
   float* mixed = between().floats(4, tokens * heads * latent);
   float* values = between().floats(5, tokens * heads * value);
 
-  const Activations input(kernels, x, columns, tokens, columns, between().get(6, activation_bytes(tokens, columns)));
+  const float* const inner = normed(kernels, layer.norm, x, columns, tokens);
+  const Activations input(kernels, inner, columns, tokens, columns, between().get(6, activation_bytes(tokens, columns)));
   const Product first[] = {{layer.kv_a, &input, rows, row},
                            layer.has_latent_query ? Product{layer.q_a, &input, q_a, rank}
                                                   : Product{layer.q, &input, q, heads * q_width}};
@@ -65,6 +85,14 @@ void attention_layer(const Kernels& kernels, const AttentionLayer& layer, const 
   latent_attention(kernels, cache, queries, sequence, position, tokens, heads, latent, layer.scale, mixed);
   linear_stack(kernels, layer.v_b, heads, mixed, heads * latent, latent, tokens, values, heads * value, value);
   linear(kernels, layer.output, values, heads * value, tokens, out, layer.output.rows);
+  add_rows(x, columns, tokens, out);
+}
+
+void dense_layer(const Kernels& kernels, const Norm& norm, const Ffn& network, const float* x, size_t tokens,
+                 float* out) {
+  const size_t columns = network.gate.columns;
+  ffn(kernels, nullptr, &network, normed(kernels, norm, x, columns, tokens), tokens, nullptr, nullptr, 0, out);
+  add_rows(x, columns, tokens, out);
 }
 
 void moe_layer(const Kernels& kernels, const MoeLayer& layer, const Experts& experts, const Ffn* shared, const float* x,
@@ -73,9 +101,12 @@ void moe_layer(const Kernels& kernels, const MoeLayer& layer, const Experts& exp
   float* logits = between().floats(0, tokens * layer.gate.rows);
   float* weights = between().floats(1, tokens * top_k);
   auto* ids = reinterpret_cast<int32_t*>(between().get(2, tokens * top_k * sizeof(int32_t)));
-  linear(kernels, layer.gate, x, layer.gate.columns, tokens, logits, layer.gate.rows);
+  const size_t columns = layer.gate.columns;
+  const float* inner = normed(kernels, layer.norm, x, columns, tokens);
+  linear(kernels, layer.gate, inner, columns, tokens, logits, layer.gate.rows);
   route(layer.router, logits, layer.bias, tokens, ids, weights);
-  ffn(kernels, &experts, shared, x, tokens, ids, weights, top_k, out);
+  ffn(kernels, &experts, shared, inner, tokens, ids, weights, top_k, out);
+  add_rows(x, columns, tokens, out);
 }
 
 }  // namespace moonlet

@@ -10,7 +10,14 @@
 
 namespace moonlet {
 
+// What every part begins with, and to whose input its result is added: x + part(norm(x)).
+struct Norm {
+  const float* weight = nullptr;  // [D]
+  float eps = 0;
+};
+
 struct AttentionLayer {
+  Norm norm;
   bool has_latent_query = false;
   Matrix q_a;             // [rank, D], with has_latent_query
   const float* q_norm = nullptr;
@@ -23,12 +30,16 @@ struct AttentionLayer {
   float eps = 0, scale = 0;
 };
 
-// out [tokens][D] for x [tokens][D]; cos, sin [tokens][rope / 2]. Appends the tokens' rows to the cache first.
+// x, out: [tokens][D], not the same; cos, sin [tokens][rope / 2]. Appends the tokens' rows to the cache first.
 void attention_layer(const Kernels& kernels, const AttentionLayer& layer, const float* x, const float* cos,
                      const float* sin, const Cache& cache, const int32_t* sequence, const int32_t* position,
                      size_t tokens, float* out);
 
+// A dense network, or the shared expert alone.
+void dense_layer(const Kernels& kernels, const Norm& norm, const Ffn& ffn, const float* x, size_t tokens, float* out);
+
 struct MoeLayer {
+  Norm norm;
   Matrix gate;  // [experts, D]
   const float* bias = nullptr;
   Router router;

@@ -8,6 +8,7 @@ MOONLET_ISA forces one of `supported_isas()`; a set that this CPU cannot run is 
 
 from moonlet.kernels._kernels import (
     Attention,
+    Dense,
     Experts,
     Ffn,
     Matrix,
@@ -28,6 +29,7 @@ from moonlet.kernels._kernels import supported_isas as _supported_isas
 
 __all__ = [
     "Attention",
+    "Dense",
     "Experts",
     "Ffn",
     "Matrix",

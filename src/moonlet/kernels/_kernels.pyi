@@ -119,13 +119,15 @@ class Experts:
     def bytes(self) -> NDArray[np.uint8]: ...
 
 class Attention:
-    """A layer's attention with its projections, absorbed: LatentAttention of `moonlet.model.attention`.
+    """x + attention(norm(x)), absorbed: LatentAttention of `moonlet.model.attention` with its norm.
 
     q_a, q_norm: None without a query latent. k_b, v_b: stacks of H matrices [C, N] and [O, C].
     """
 
     def __init__(
         self,
+        norm: NDArray[np.float32],
+        norm_eps: float,
         q_a: Matrix | None,
         q_norm: NDArray[np.float32] | None,
         q: Matrix,
@@ -151,11 +153,20 @@ class Attention:
     ) -> NDArray[np.float32]:
         """x [T, D] -> [T, D]; cos, sin [T, R / 2]; the cache as in append_latent, which this calls."""
 
+class Dense:
+    """x + ffn(norm(x))"""
+
+    def __init__(self, norm: NDArray[np.float32], eps: float, ffn: Ffn) -> None: ...
+    def __call__(self, x: NDArray[np.float32], isa: str | None = None) -> NDArray[np.float32]:
+        """x [T, D] -> [T, D]"""
+
 class Moe:
-    """A layer's router, routed experts and shared expert: MoE of `moonlet.model.moe`."""
+    """x + moe(norm(x)): router, routed experts and shared expert, MoE of `moonlet.model.moe`."""
 
     def __init__(
         self,
+        norm: NDArray[np.float32],
+        eps: float,
         gate: Matrix,
         bias: NDArray[np.float32] | None,
         experts: Experts,

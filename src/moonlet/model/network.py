@@ -56,7 +56,7 @@ class Decoder(nn.Module):
         super().__init__()
         table = torch.empty(config.vocab_size, config.hidden_size)  # else it is initialised twice,
         # which on the meta device loads a second of torch's compiler
-        self.embed_tokens = nn.Embedding(*table.shape, _weight=table)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, _weight=table)
         self.layers = nn.ModuleList(
             DecoderLayer(config, i) for i in range(config.num_hidden_layers)
         )

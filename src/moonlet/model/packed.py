@@ -62,41 +62,74 @@ class PackedNorm(nn.Module):
         return torch.from_numpy(kernels.rms_norm(_rows(x), self.weight, self.eps)).view_as(x)
 
 
-class PackedSwiGLU(nn.Module):
-    def __init__(self, ffn: kernels.Ffn) -> None:
+class PackedLayer(nn.Module):
+    """A decoder layer whose two parts take their norm and their residual sum along."""
+
+    def __init__(
+        self, self_attn: "PackedAttention", mlp: "PackedSwiGLU | FloatSwiGLU | PackedMoE"
+    ) -> None:
         super().__init__()
-        self.ffn = ffn
+        self.self_attn = self_attn
+        self.mlp = mlp
+
+    def forward(
+        self,
+        x: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        past: Past,
+        absorbed: bool | None = None,
+    ) -> Tensor:
+        return self.mlp(self.self_attn(x, rotation, past, absorbed))
+
+
+class PackedSwiGLU(nn.Module):
+    """x + ffn(norm(x)) in one call."""
+
+    def __init__(self, norm: PackedNorm, ffn: kernels.Ffn) -> None:
+        super().__init__()
+        self.norm, self.ffn = norm, ffn
+        self.layer = kernels.Dense(norm.weight, norm.eps, ffn)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.from_numpy(kernels.ffn(None, self.ffn, _rows(x))).view_as(x)
+        return torch.from_numpy(self.layer(_rows(x))).view_as(x)
 
 
 class FloatSwiGLU(nn.Module):
     """The same where the weights were kept as floats."""
 
-    def __init__(self, gate: kernels.Matrix, up: kernels.Matrix, down: kernels.Matrix) -> None:
+    def __init__(
+        self, norm: PackedNorm, gate: kernels.Matrix, up: kernels.Matrix, down: kernels.Matrix
+    ) -> None:
         super().__init__()
-        self.gate, self.up, self.down = gate, up, down
+        self.norm, self.gate, self.up, self.down = norm, gate, up, down
 
     def forward(self, x: Tensor) -> Tensor:
-        x_ND = _rows(x)
-        gate = torch.from_numpy(self.gate(x_ND))
-        hidden = F.silu(gate) * torch.from_numpy(self.up(x_ND))
+        return x + self.without_sum(x)
+
+    def without_sum(self, x: Tensor) -> Tensor:
+        inner_ND = _rows(self.norm(x))
+        gate = torch.from_numpy(self.gate(inner_ND))
+        hidden = F.silu(gate) * torch.from_numpy(self.up(inner_ND))
         return torch.from_numpy(self.down(hidden.numpy())).view_as(x)
 
 
 class PackedMoE(nn.Module):
-    """Router, routed experts and shared expert in one call, whatever the number of tokens."""
+    """x + moe(norm(x)): router, routed experts and shared expert in one call, however many the tokens.
+
+    `shared` has the same norm; where it is kept as floats, it is computed apart.
+    """
 
     def __init__(
         self,
         config: ModelConfig,
+        norm: PackedNorm,
         gate: kernels.Matrix,
         bias: Floats | None,
         experts: kernels.Experts,
         shared: PackedSwiGLU | FloatSwiGLU | None,
     ) -> None:
         super().__init__()
+        self.norm = norm
         self.gate, self.bias, self.experts, self.shared = gate, bias, experts, shared
         self.routing = {
             "top_k": config.num_experts_per_tok,
@@ -108,15 +141,17 @@ class PackedMoE(nn.Module):
             "group_best": 2 if config.topk_method == "noaux_tc" else 1,
         }
         together = shared.ffn if isinstance(shared, PackedSwiGLU) else None
-        self.layer = kernels.Moe(gate, bias, experts, together, **self.routing)
+        self.layer = kernels.Moe(
+            norm.weight, norm.eps, gate, bias, experts, together, **self.routing
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         out = torch.from_numpy(self.layer(_rows(x))).view_as(x)
-        return out + self.shared(x) if isinstance(self.shared, FloatSwiGLU) else out
+        return out + self.shared.without_sum(x) if isinstance(self.shared, FloatSwiGLU) else out
 
 
 class PackedAttention(nn.Module):
-    """Latent attention in its absorbed form, over a bfloat16 cache, in one call.
+    """x + attention(norm(x)), absorbed, over a bfloat16 cache, in one call.
 
     queries: (q_proj,) or (q_a_proj, gain of the norm, q_b_proj). k_b: H matrices [C, N], v_b: H
     matrices [O, C], the halves of kv_b_proj that are folded into query and output.
@@ -126,6 +161,7 @@ class PackedAttention(nn.Module):
         self,
         config: ModelConfig,
         layer_idx: int,
+        norm: PackedNorm,
         queries: tuple[kernels.Matrix, Floats, kernels.Matrix] | tuple[kernels.Matrix],
         kv_a: kernels.Matrix,
         kv_norm: Floats,
@@ -136,11 +172,12 @@ class PackedAttention(nn.Module):
         super().__init__()
         self.layer_idx = layer_idx
         self.latent_size = config.latent_size
+        self.norm = norm
         self.queries, self.kv_a, self.kv_norm = queries, kv_a, kv_norm
         self.k_b, self.v_b, self.output = k_b, v_b, output
         q_a, q_norm = queries[:2] if len(queries) == 3 else (None, None)
         self.layer = kernels.Attention(
-            q_a, q_norm, queries[-1], kv_a, kv_norm, k_b, v_b, output,
+            norm.weight, norm.eps, q_a, q_norm, queries[-1], kv_a, kv_norm, k_b, v_b, output,
             config.qk_rope_head_dim, config.latent_norm_eps, config.softmax_scale,
         )  # fmt: skip
 

@@ -15,12 +15,13 @@ from moonlet import kernels
 from moonlet.checkpoint import open_checkpoint
 from moonlet.config import tensor_specs
 from moonlet.model.loading import build_on_meta
-from moonlet.model.network import DecoderLayer, Model
+from moonlet.model.network import Model
 from moonlet.model.packed import (
     Floats,
     FloatSwiGLU,
     PackedAttention,
     PackedEmbedding,
+    PackedLayer,
     PackedLinear,
     PackedMoE,
     PackedNorm,
@@ -48,10 +49,10 @@ def load_packed(
     text = model.language_model.model
     embedding = checkpoint.matrix("language_model.model.embed_tokens.weight")
     text.embed_tokens = PackedEmbedding(embedding.type, embedding.data)  # type: ignore[assignment]
-    for index, layer in enumerate(text.layers):
-        assert isinstance(layer, DecoderLayer)
-        packer.pack_layer(layer, index)
-        progress(index + 1, len(text.layers))
+    total = len(text.layers)
+    for index in range(total):
+        text.layers[index] = packer.layer(index)
+        progress(index + 1, total)
     text.norm = packer.norm("language_model.model.norm.weight")  # type: ignore[assignment]
     head = packer.source.matrix("language_model.lm_head.weight")
     model.language_model.lm_head = PackedLinear(head)  # type: ignore[assignment]
@@ -85,15 +86,16 @@ class _Packer:
         self.config = checkpoint.config
         self.source = panel_source(checkpoint, floats)
 
-    def pack_layer(self, layer: DecoderLayer, index: int) -> None:
+    def layer(self, index: int) -> PackedLayer:
         prefix = f"language_model.model.layers.{index}."
-        layer.input_layernorm = self.norm(prefix + "input_layernorm.weight")  # type: ignore[assignment]
-        layer.self_attn = self.attention(prefix + "self_attn.", index)  # type: ignore[assignment]
-        layer.post_attention_layernorm = self.norm(prefix + "post_attention_layernorm.weight")  # type: ignore[assignment]
+        norm = self.norm(prefix + "post_attention_layernorm.weight")
         is_dense = index < self.config.first_k_dense_replace
-        layer.mlp = self.swiglu(prefix + "mlp.") if is_dense else self.moe(prefix + "mlp.")  # type: ignore[assignment]
+        mlp = self.swiglu(prefix + "mlp.", norm) if is_dense else self.moe(prefix + "mlp.", norm)
+        return PackedLayer(self.attention(prefix, index), mlp)
 
     def attention(self, prefix: str, index: int) -> PackedAttention:
+        norm = self.norm(prefix + "input_layernorm.weight")
+        prefix += "self_attn."
         matrix = self.source.matrix
         if self.config.q_lora_rank is None:
             queries = (matrix(prefix + "q_proj.weight"),)
@@ -107,6 +109,7 @@ class _Packer:
         return PackedAttention(
             self.config,
             index,
+            norm,
             queries,
             matrix(prefix + "kv_a_proj_with_mqa.weight"),
             self.vector(prefix + "kv_a_layernorm.weight"),
@@ -115,22 +118,24 @@ class _Packer:
             matrix(prefix + "o_proj.weight"),
         )
 
-    def moe(self, prefix: str) -> PackedMoE:
+    def moe(self, prefix: str, norm: PackedNorm) -> PackedMoE:
         router = as_stored(self.checkpoint.matrix(prefix + "gate.weight"))
         bias = None
         if self.config.has_correction_bias:
             bias = self.vector(prefix + "gate.e_score_correction_bias")
-        shared = self.swiglu(prefix + "shared_experts.") if self.config.n_shared_experts else None
+        shared = None
+        if self.config.n_shared_experts:
+            shared = self.swiglu(prefix + "shared_experts.", norm)
         experts = self.source.experts(prefix + "experts")
-        return PackedMoE(self.config, router, bias, experts, shared)
+        return PackedMoE(self.config, norm, router, bias, experts, shared)
 
-    def swiglu(self, prefix: str) -> PackedSwiGLU | FloatSwiGLU:
+    def swiglu(self, prefix: str, norm: PackedNorm) -> PackedSwiGLU | FloatSwiGLU:
         gate, up, down = (
             self.source.matrix(f"{prefix}{name}_proj.weight") for name in ("gate", "up", "down")
         )
         if {gate.type, up.type, down.type} & set(FLOATS):
-            return FloatSwiGLU(gate, up, down)
-        return PackedSwiGLU(kernels.Ffn(gate, up, down))
+            return FloatSwiGLU(norm, gate, up, down)
+        return PackedSwiGLU(norm, kernels.Ffn(gate, up, down))
 
     def norm(self, name: str) -> PackedNorm:
         return PackedNorm(self.vector(name), self.config.rms_norm_eps)

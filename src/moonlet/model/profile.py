@@ -21,7 +21,7 @@ from moonlet.config.sizes import model_sizes
 from moonlet.kernels.limits import Arithmetic
 from moonlet.model.moe import MoE
 from moonlet.model.network import DecoderLayer, Model
-from moonlet.model.packed import PackedLinear, PackedMoE
+from moonlet.model.packed import PackedLayer, PackedLinear, PackedMoE
 from moonlet.model.speed import cache_bytes
 
 REST = "rest"  # embedding, norms, residual sums, the choice of the token
@@ -181,7 +181,8 @@ class _Watch:
 
     def run_packed(self, moe: PackedMoE, x: Tensor) -> Tensor:
         """What PackedMoE does, in three calls instead of two."""
-        x_ND = x.reshape(-1, x.shape[-1]).numpy()
+        inner = moe.norm(x)
+        x_ND = inner.reshape(-1, x.shape[-1]).numpy()
         with self.timing("router"):
             ids, weights = kernels.route(moe.gate(x_ND), moe.bias, **moe.routing)
         self.experts_read += len(np.unique(ids))
@@ -189,8 +190,9 @@ class _Watch:
             out = torch.from_numpy(kernels.ffn(moe.experts, None, x_ND, ids, weights)).view_as(x)
         if moe.shared is not None:
             with self.timing("shared_experts"):
-                out = out + moe.shared(x)
-        return out
+                shared = moe.shared(x)  # which adds x
+            return out + shared
+        return out + x
 
 
 @contextmanager
@@ -208,7 +210,7 @@ def _watched(model: Model) -> Iterator[_Watch]:
                 replace(module, partial(watch.run, part, module.forward))
 
         for layer in model.language_model.model.layers:
-            assert isinstance(layer, DecoderLayer)
+            assert isinstance(layer, DecoderLayer | PackedLayer)
             time_as(layer.self_attn, "attention")
             mlp = layer.mlp
             if isinstance(mlp, PackedMoE):
