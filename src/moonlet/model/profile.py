@@ -21,7 +21,7 @@ from moonlet.config.sizes import model_sizes
 from moonlet.kernels.limits import Arithmetic
 from moonlet.model.moe import MoE
 from moonlet.model.network import DecoderLayer, Model
-from moonlet.model.packed import PackedLayer, PackedLinear, PackedMoE
+from moonlet.model.packed import PackedLayer, PackedLinear, PackedMoE, PackedNorm
 from moonlet.model.speed import cache_bytes
 
 REST = "rest"  # embedding, norms, residual sums, the choice of the token
@@ -134,14 +134,14 @@ def is_packed(model: Model) -> bool:
 
 
 def stored_bytes(thing: Any) -> int:
-    """Bytes of all weights in a module, packed ones included."""
+    """Bytes of all weights in a module, packed ones included; not the few KB of its norms."""
     if isinstance(thing, Tensor):
         return thing.numel() * thing.element_size()
     if isinstance(thing, (np.ndarray, kernels.Matrix, kernels.Ffn, kernels.Experts)):
         return thing.nbytes
     if isinstance(thing, tuple):
         return sum(stored_bytes(item) for item in thing)
-    if not isinstance(thing, nn.Module):
+    if isinstance(thing, PackedNorm) or not isinstance(thing, nn.Module):
         return 0
     own = (value for name, value in vars(thing).items() if not name.startswith("_"))
     tensors = (*thing.parameters(recurse=False), *thing.buffers(recurse=False))
