@@ -71,8 +71,8 @@ SHAPES = {
     "moonlight-q4_0": Shape(MOONLIGHT, "Q4_0", Bars(2.5, deepest=2.0)),
     "moonlight-q4_k": Shape(MOONLIGHT, "Q4_K", Bars(2.5, deepest=2.0)),
     "k25-q4_0": Shape(_slice(1), "Q4_0", Bars(2.0), all_logits=True),
-    "k25-q2_k": Shape(_slice(2), "Q2_K", Bars(2.0, decode=1.2), all_logits=True),
-    "k25-tq1_0": Shape(_slice(3), "TQ1_0", Bars(3.0, decode=2.0), all_logits=True),
+    "k25-q2_k": Shape(_slice(1), "Q2_K", Bars(2.0, decode=1.2), all_logits=True),
+    "k25-tq1_0": Shape(_slice(1), "TQ1_0", Bars(3.0, decode=2.0), all_logits=True),
 }
 
 
@@ -96,7 +96,10 @@ def main() -> None:
                 if not path.exists():
                     path.parent.mkdir(parents=True, exist_ok=True)
                     write_random(path, SHAPES[name].config, SHAPES[name].kind, say)
-                for one in measure(name, path, peer, args.repeat):
+                shape = SHAPES[name]
+                if args.depths:
+                    shape = replace(shape, depths=tuple(map(int, args.depths.split(","))))
+                for one in measure(name, shape, path, peer, args.repeat):
                     results.append(one)
                     _write(
                         args.out, peer, results
@@ -110,9 +113,11 @@ def main() -> None:
     sys.exit(failed)
 
 
-def measure(name: str, path: Path, peer: peers.Peer | None, repeat: int) -> Iterator[Measured]:
+def measure(
+    name: str, shape: Shape, path: Path, peer: peers.Peer | None, repeat: int
+) -> Iterator[Measured]:
     """Everything about one file, as it is measured."""
-    shape, bandwidth = SHAPES[name], Bandwidth()
+    bandwidth = Bandwidth()
     bars = shape.bars
 
     def in_turn(one: Measured, ours: Side, theirs: Side | None) -> Measured:
@@ -135,9 +140,9 @@ def measure(name: str, path: Path, peer: peers.Peer | None, repeat: int) -> Iter
         peer and (lambda: peer.prefill(path, shape.prompt, shape.all_logits)),
     )
     read = sum(bytes_read(model, Step(1, 1, 0)).values())
-    for i, depth in enumerate(shape.depths):
+    for depth in shape.depths:
         decode = Decode(model, depth, 1, STEPS)
-        bar = bars and (bars.decode, bars.deep, bars.deepest)[i]
+        bar = bars and {0: bars.decode, 2048: bars.deep, 8192: bars.deepest}.get(depth)
         one = Measured(name, f"decode at depth {depth:,}", bar)
         one.bytes_per_token = read if bars and depth == 0 else None
         yield in_turn(
@@ -212,6 +217,7 @@ def _arguments() -> argparse.Namespace:
         "--files", type=Path, metavar="DIR", help="GGUF files, written when missing"
     )
     parser.add_argument("--shapes", default="small", help=f"all, or some of {','.join(SHAPES)}")
+    parser.add_argument("--depths", help="of decoding, such as 0,2048 (the peer computes them)")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help=f"for cpu.json and cpu.md, such as {RESULTS.name}"
