@@ -163,15 +163,18 @@ def _in_turn(
 ) -> None:
     """A B A B, the bandwidth read between all of them; then `one` has its samples.
 
-    Ours warms up first, as llama-bench does by itself; a file, by which times are meant, is warmed by both.
+    Ours warms up before each, as llama-bench does by itself; where the start is timed, both warm the file once.
     """
-    ours()
-    if one.is_time and theirs:
-        theirs()
+    if one.is_time:
+        ours()
+        if theirs:
+            theirs()
     one.bandwidths.append(bandwidth.read())
     for repetition in range(repeat):
         say(f"{one.file}: {one.name}, {repetition + 1} of {repeat}")
         one.one_thread.append(bandwidth.read(all_threads=False))
+        if not one.is_time:
+            ours()
         one.ours.append(ours())
         one.bandwidths.append(bandwidth.read())
         if theirs:
