@@ -9,8 +9,9 @@
 namespace moonlet {
 namespace {
 
-// A task of the first half computes 32 gate and 32 up rows: one group of what the second half reads.
+// Tasks of the first half compute 32 gate and 32 up rows at a time: one group of what the second half reads.
 constexpr size_t kGatePanels = kGroup / kPanelRows;
+constexpr size_t kGroupsAtOnce = 8;
 constexpr size_t kMaxTile = 16;
 constexpr size_t kManyTokens = 64;  // from here on arithmetic takes the time, not reading
 constexpr size_t kManyBytes = 256 << 10;  // of one network's down matrix in a task, which then stays in the L2 cache
@@ -32,6 +33,11 @@ struct Tile {
 struct Job {  // one network and the tiles it works on
   Ffn ffn;
   size_t first_tile, tiles;
+};
+
+struct GateTask {
+  const Job* job;
+  Range groups;
 };
 
 struct Plan {
@@ -115,21 +121,25 @@ void place_hidden(Plan& plan) {
   }
 }
 
-// hidden group g = quantized silu(gate x) * (up x), for all tiles of a job.
-void gate_up(const Kernels& kernels, const Job& job, const Plan& plan, size_t g) {
+// Hidden groups [begin, end) = quantized silu(gate x) * (up x), for all tiles of a job; at most kGroupsAtOnce.
+void gate_up(const Kernels& kernels, const Job& job, const Plan& plan, Range groups) {
   const Matrix &gate = job.ffn.gate, &up = job.ffn.up;
-  const size_t begin = g * kGatePanels, end = std::min(begin + kGatePanels, gate.panels());
-  const size_t rows = begin < end ? std::min(gate.rows - g * kGroup, kGroup) : 0;
+  const size_t begin = groups.begin * kGatePanels, end = std::min(groups.end * kGatePanels, gate.panels());
+  const size_t width = (groups.end - groups.begin) * kGroup;
   for (size_t i = 0; i < job.tiles; ++i) {
     const Tile& tile = plan.tiles[job.first_tile + i];
-    float a[kMaxTile * kGroup], b[kMaxTile * kGroup];
-    if (rows > 0) {
-      multiply_tile(kernels, gate, begin, end, tile.x, tile.size, a, kGroup);
-      multiply_tile(kernels, up, begin, end, tile.x, tile.size, b, kGroup);
+    float a[kMaxTile * kGroup * kGroupsAtOnce], b[kMaxTile * kGroup * kGroupsAtOnce];
+    if (begin < end) {
+      multiply_tile(kernels, gate, begin, end, tile.x, tile.size, a, width);
+      multiply_tile(kernels, up, begin, end, tile.x, tile.size, b, width);
     }
-    for (size_t t = 0; t < tile.size; ++t) {
-      kernels.swiglu(a + t * kGroup, b + t * kGroup, a + t * kGroup, rows);
-      kernels.quantize(a + t * kGroup, rows, 1, tile.hidden + g * kTokenGroupBytes * tile.size, tile.size, t);
+    for (size_t g = groups.begin; g < groups.end; ++g) {
+      const size_t rows = g * kGroup < gate.rows ? std::min(gate.rows - g * kGroup, kGroup) : 0;
+      for (size_t t = 0; t < tile.size; ++t) {
+        const size_t at = t * width + (g - groups.begin) * kGroup;
+        kernels.swiglu(a + at, b + at, a + at, rows);
+        kernels.quantize(a + at, rows, 1, tile.hidden + g * kTokenGroupBytes * tile.size, tile.size, t);
+      }
     }
   }
 }
@@ -182,22 +192,25 @@ void ffn(const Kernels& kernels, const Experts* experts, const Ffn* shared, cons
   sort_by_expert(experts, shared, tokens, ids, weights, top_k, kernels.max_tokens, plan);
   fill_tiles(kernels, x, tokens, columns, plan);
   place_hidden(plan);
-  struct GateTask {
-    const Job* job;
-    size_t group;
-  };
+  // Few tokens read long streams of gate and of up in turn; with many, a task's weights stay in the L2 cache.
+  const bool few = tokens < kManyTokens;
+  size_t left = 0;
+  for (const Job& job : plan.jobs) left += hidden_groups(job.ffn);
+  const size_t last = left / 4;  // in short tasks, so that the threads end together
   std::vector<GateTask> tasks;
   for (const Job& job : plan.jobs) {
-    for (size_t g = 0; g < hidden_groups(job.ffn); ++g) tasks.push_back({&job, g});
+    const size_t groups = hidden_groups(job.ffn);
+    for (size_t g = 0; g < groups;) {
+      const size_t step = std::min(groups - g, !few ? 1 : left > last ? kGroupsAtOnce : 2);
+      tasks.push_back({&job, {g, g + step}});
+      g += step;
+      left -= step;
+    }
   }
-  const bool few = tokens < kManyTokens;
-  const auto gates = few ? shrinking_ranges(tasks.size(), 1) : equal_ranges(tasks.size(), 1);
-  parallel_for(gates.size(), [&](size_t i) {
-    for (size_t t = gates[i].begin; t < gates[i].end; ++t) gate_up(kernels, *tasks[t].job, plan, tasks[t].group);
-  });
+  parallel_for(tasks.size(), [&](size_t i) { gate_up(kernels, *tasks[i].job, plan, tasks[i].groups); });
   const size_t panel_bytes = std::max<size_t>(any_down.panel_bytes(), 1);
   const size_t step = std::clamp<size_t>(kManyBytes / panel_bytes, 1, kMaxDownPanels);
-  const auto rows = few ? shrinking_ranges(any_down.panels(), 1) : equal_ranges(any_down.panels(), step);
+  const auto rows = few ? shrinking_ranges(any_down.panels(), 2) : equal_ranges(any_down.panels(), step);
   parallel_for(rows.size(), [&](size_t i) { down(kernels, plan, rows[i], tokens, any_down.rows, out); });
 }
 
