@@ -9,6 +9,7 @@
 #include <mutex>
 #include <set>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -65,8 +66,13 @@ class Pool {
  public:
   explicit Pool(size_t threads) {
     const std::vector<int> cpus = core_cpus();
+    workers_.reserve(threads);
     for (size_t i = 1; i < threads; ++i) {
-      workers_.emplace_back([this] { work(); });
+      try {
+        workers_.emplace_back([this] { work(); });
+      } catch (const std::system_error&) {
+        break;  // the system allows no more; those that run do the work
+      }
       // The caller's thread stays unpinned: it is Python's, and the scheduler finds the core that is left.
       if (threads == cpus.size()) pin(workers_.back(), cpus[i]);
     }
@@ -83,12 +89,14 @@ class Pool {
 
   void run(size_t count, Task task, const void* context) {
     const std::lock_guard lock(one_job_);
+    // High half: number of the job; low half: the next task. A claim is valid only for the job it was read from.
+    const uint64_t job = ((claim_.load() >> 32) + 1) << 32;
+    // The last job is closed first: who comes late to it must not meet its number beside the fields of the next one.
+    claim_.store(job - 1);
     task_ = task;
     context_ = context;
     count_ = count;
     done_ = 0;
-    // High half: number of the job; low half: the next task. A claim is valid only for the job it was read from.
-    const uint64_t job = ((claim_.load() >> 32) + 1) << 32;
     claim_.store(job);
     if (sleeping_.load() > 0) claim_.notify_all();
     help(job);
@@ -108,7 +116,7 @@ class Pool {
   }
 
   // Takes tasks of `job` until none is left. The fields are read before a task is claimed: a claim succeeds only
-  // while that job still runs, so they are its own.
+  // while that job still runs, and no claim of it is left when they change, so they are its own.
   void help(uint64_t job) {
     for (;;) {
       uint64_t claim = claim_.load();
