@@ -115,7 +115,13 @@ void bind_weights(nb::module_& m) {
   m.def("panel_type", [](const std::string& stored) { return std::string(stored_kind(stored).panel); },
         nb::arg("stored"));
   m.def("num_threads", &num_threads);
-  m.def("set_num_threads", &set_num_threads, nb::arg("count"));
+  m.def(
+      "set_num_threads",
+      [](size_t count) {
+        require(count <= kMaxThreads, str(count) + " threads, wanted at most " + str(kMaxThreads));
+        set_num_threads(count);
+      },
+      nb::arg("count"));
 }
 
 }  // namespace moonlet

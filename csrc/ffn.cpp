@@ -99,7 +99,7 @@ void fill_tiles(const Kernels& kernels, const float* x, size_t tokens, size_t co
       copy_token(singles + tile.pairs[t].token * token_bytes, groups, const_cast<uint8_t*>(tile.x), tile.size, t);
     }
   };
-  if (tokens > 1) parallel_for(plan.tiles.size(), copy);
+  if (plan.tiles.size() < plan.pairs.size()) parallel_for(plan.tiles.size(), copy);
 }
 
 size_t hidden_groups(const Ffn& ffn) { return padded_groups(ffn.gate.rows); }

@@ -105,6 +105,7 @@ bool has_grid(const char* name) { return !find_grid(name)->codes.empty(); }
 
 bool set_grid(const char* name, const float* values, size_t rows, size_t width) {
   Grid& grid = *find_grid(name);
+  if (!grid.codes.empty()) return true;  // by another thread meanwhile, and perhaps in use
   if (rows != grid.rows || width != grid.width) return false;
   const float shift = &grid == &iq1 ? 1.0f : 0.0f;
   std::vector<uint64_t> codes(rows), lowered(rows);

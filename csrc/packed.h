@@ -39,11 +39,17 @@ struct Storage {
   }
 };
 
+// Bytes of `count` pieces; larger than any address space is refused here, before the product wraps around.
+inline size_t bytes_of(size_t bytes, size_t count) {
+  require(count <= (size_t{1} << 47) / bytes, str(count) + " times " + str(bytes) + " bytes cannot be packed");
+  return bytes * count;
+}
+
 // `count` matrices of one shape and type, one behind the other.
 class PackedMatrix {
  public:
   PackedMatrix(const std::string& type, size_t rows, size_t columns, size_t count, std::optional<ReadBytes> data)
-      : type(type), matrix(shaped(type, rows, columns)), count(count), storage_(matrix.bytes() * count, data) {
+      : type(type), matrix(shaped(type, rows, columns)), count(count), storage_(bytes_of(matrix.bytes(), count), data) {
     require(count > 0, "a stack of no matrices");
     matrix.data = storage_.data;
   }
@@ -87,7 +93,8 @@ class PackedExperts {
  public:
   PackedExperts(size_t count, size_t hidden, size_t width, const std::string& gate, const std::string& up,
                 const std::string& down, std::optional<ReadBytes> data)
-      : experts_(layout(count, hidden, width, gate, up, down)), storage_(experts_.count * experts_.expert_bytes, data) {
+      : experts_(layout(count, hidden, width, gate, up, down)),
+        storage_(bytes_of(experts_.expert_bytes, experts_.count), data) {
     Ffn& f = experts_.first;
     f.gate.data = storage_.data;
     f.up.data = f.gate.data + f.gate.bytes();

@@ -6,8 +6,10 @@
 
 namespace moonlet {
 
+constexpr size_t kMaxThreads = 1024;
 size_t num_threads();
-// `count` threads from now on, the caller's included; 0: one for each physical core that this process may use.
+// `count` threads from now on, at most kMaxThreads, the caller's included; 0: one for each physical core that this
+// process may use. There are fewer where the system allows no more.
 void set_num_threads(size_t count);
 
 using Task = void (*)(const void* context, size_t index);

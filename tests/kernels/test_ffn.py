@@ -1,5 +1,6 @@
 """Feed-forward networks: experts grouped by their tokens, in any distribution, equal a sum token by token."""
 
+import threading
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -103,14 +104,12 @@ def test_one_expert_takes_all(layer: Layer) -> None:
     assert near(found, reference.ffn(x, *layer.values[3]))
 
 
-def test_an_expert_may_be_chosen_twice(layer: Layer) -> None:
-    x = random_floats(3, HIDDEN)
-    twice = kernels.ffn(
-        layer.experts, None, x, np.full((3, 2), 1, np.int32), np.full((3, 2), 0.25, np.float32)
-    )
-    once = kernels.ffn(
-        layer.experts, None, x, np.full((3, 1), 1, np.int32), np.full((3, 1), 0.5, np.float32)
-    )
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_an_expert_may_be_chosen_twice(layer: Layer, tokens: int) -> None:
+    x = random_floats(tokens, HIDDEN)
+    ids, weights = np.full((tokens, 2), 1, np.int32), np.full((tokens, 2), 0.25, np.float32)
+    twice = kernels.ffn(layer.experts, None, x, ids, weights)
+    once = kernels.ffn(layer.experts, None, x, ids[:, :1].copy(), 2 * weights[:, :1])
     np.testing.assert_allclose(twice, once, rtol=1e-6)
 
 
@@ -142,6 +141,24 @@ def test_neither_threads_nor_other_tokens_change_the_bits(
     part = slice(11, 14)
     alone = kernels.ffn(layer.experts, layer.shared, x[part], ids[part], weights[part])
     np.testing.assert_array_equal(alone, expected[part])
+
+
+@pytest.mark.slow
+def test_small_calls_one_after_the_other_all_end(threads: Callable[[int], None]) -> None:
+    """Each is several short jobs of other lengths: a thread that comes late to one must not touch the next."""
+    threads(2)
+    experts = kernels.Experts(COUNT, 64, 32, "Q4_0", "Q4_0", "Q4_0")
+    calls = [(random_floats(n, 64), *choices(n, k)) for n, k in ((2, 1), (5, 3), (16, 2), (9, 1))]
+
+    def run() -> None:
+        for _ in range(100_000):
+            for call in calls:
+                kernels.ffn(experts, None, *call)
+
+    worker = threading.Thread(target=run, daemon=True)
+    worker.start()
+    worker.join(timeout=120)
+    assert not worker.is_alive()
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -50,3 +50,8 @@ def test_the_stub_names_what_the_extension_has() -> None:
     body = ast.parse(STUB.read_text()).body
     stubbed = {n.name for n in body if isinstance(n, ast.FunctionDef | ast.ClassDef)}
     assert stubbed == {name for name in dir(_kernels) if not name.startswith("_")}
+
+
+def test_more_threads_than_anybody_has_are_refused() -> None:
+    with pytest.raises(ValueError, match="1025 threads, wanted at most 1024"):
+        kernels.set_num_threads(1025)

@@ -124,3 +124,13 @@ def test_refuses_scales_that_do_not_fit() -> None:
         kernels.Matrix("INT4", 16, 64).pack("INT4", rows, scale)
     with pytest.raises(ValueError, match="matrix 2 of 2"):
         kernels.Matrix("INT4", 16, 64, count=2).pack("INT4", rows, scale[:, :2].copy(), index=2)
+
+
+def test_refuses_sizes_whose_bytes_wrap_around() -> None:
+    """2^14 * 2^14 * 2 bytes for each of 2^35 matrices are 2^64, which is 0; so are these experts'."""
+    nothing = np.zeros(0, np.uint8)
+    with pytest.raises(ValueError, match=f"{2**35} times {2**29} bytes cannot be packed"):
+        kernels.Matrix("F16", 1 << 14, 1 << 14, count=1 << 35, data=nothing)
+    types = "Q4_0", "Q4_1", "Q5_0"  # 9, 10 and 11 sixteenths of a byte a value, 30 together
+    with pytest.raises(ValueError, match="bytes cannot be packed"):
+        kernels.Experts((1 << 20) - 1, 1 << 23, 1 << 23, *types)

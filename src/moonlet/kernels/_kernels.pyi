@@ -14,7 +14,10 @@ def num_threads() -> int:
     """Threads of the pool, the caller's included; by default one for each physical core."""
 
 def set_num_threads(count: int) -> None:
-    """From the next operation on; 0 is the default. Results do not depend on it."""
+    """From the next operation on; 0 is the default. Results do not depend on it.
+
+    Fewer where the system allows no more. Raises ValueError above 1024.
+    """
 
 def panel_type(stored: str) -> str:
     """The type of panels that keep rows stored as `stored` without loss; ValueError for an unknown type.
