@@ -2,15 +2,19 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from moonlet import kernels
 from moonlet.checkpoint import save_checkpoint
 from moonlet.config import ModelConfig, preset
-from moonlet.errors import EngineError, NotSupportedError
+from moonlet.errors import CheckpointError, EngineError, NotSupportedError
 from moonlet.model import LatentCache, Model, is_quantized, load_model, load_packed
+from moonlet.quant import bf16, int4
+from tests.checkpoint.tiny import edit_tensors
 
 # Activations are rounded to 8 bits before every product: about 1 % in each layer of so narrow a model.
 BAR = 4e-2
@@ -96,3 +100,49 @@ def test_what_it_refuses(folder: Path) -> None:
         model(ids, segments=torch.zeros_like(ids))
     with pytest.raises(EngineError, match="bfloat16"):
         model(ids, cache=LatentCache(model.config, 1, 4))
+
+
+@torch.inference_mode()
+def test_the_head_takes_the_last_token_of_each_sequence(folder: Path) -> None:
+    """A view with gaps between its rows."""
+    model = load_packed(folder)
+    hidden = model.hidden(token_ids(model.config, 3, 5))
+    assert torch.equal(model.logits(hidden[:, -1:]), model.logits(hidden)[:, -1:])
+
+
+def as_int4(tensors: dict[str, Any], name: str) -> None:
+    """Stores one float32 matrix of a file as INT4."""
+    _, shape, content = tensors.pop(name + ".weight")
+    words, scale = int4.encode(np.frombuffer(content, np.float32).reshape(shape))
+    for role, dtype, array in (
+        ("shape", "I64", np.array(shape, np.int64)),
+        ("packed", "I32", words),
+        ("scale", "BF16", bf16.from_float32(scale)),
+    ):
+        tensors[f"{name}.weight_{role}"] = dtype, list(array.shape), array.tobytes()
+
+
+@torch.inference_mode()
+def test_any_matrix_may_be_int4(tmp_path: Path) -> None:
+    """The embedding, too, of which a row alone cannot be decoded."""
+    save_checkpoint(tmp_path / "m", TEXT, Model(TEXT).state_dict(), quantize="int4")
+
+    def change(tensors: dict[str, Any]) -> None:
+        for name in ("model.embed_tokens", "lm_head", "model.layers.1.self_attn.kv_b_proj"):
+            as_int4(tensors, name)
+
+    edit_tensors(tmp_path / "m" / "model.safetensors", change)
+    wanted, model = load_model(tmp_path / "m", torch.float32), load_packed(tmp_path / "m")
+    ids = token_ids(TEXT, 2, 9)
+    assert error(model(ids), wanted(ids)) < BAR
+
+
+def test_experts_of_several_types_are_refused(tmp_path: Path) -> None:
+    config = replace(TEXT, n_routed_experts=4, n_group=1, topk_group=1)
+    save_checkpoint(tmp_path / "m", config, Model(config).state_dict())
+    edit_tensors(
+        tmp_path / "m" / "model.safetensors",
+        lambda tensors: as_int4(tensors, "model.layers.1.mlp.experts.2.up_proj"),
+    )
+    with pytest.raises(CheckpointError, match="INT4 rows cannot be packed into a matrix of Q8_0"):
+        load_packed(tmp_path / "m")

@@ -12,13 +12,21 @@ import torch
 from moonlet import kernels
 from moonlet.checkpoint import Checkpoint, GgufCheckpoint, open_checkpoint, save_checkpoint
 from moonlet.checkpoint.convert import Conversion, to_gguf
-from moonlet.checkpoint.packed import FILE_NAME, PackedCheckpoint, panel_specs, plain_specs
+from moonlet.checkpoint.packed import (
+    FILE_NAME,
+    PANELS,
+    PackedCheckpoint,
+    panel_specs,
+    plain_specs,
+)
 from moonlet.checkpoint.parts import Wish
 from moonlet.config import preset
 from moonlet.errors import CheckpointError, MoonletError, NotSupportedError
+from moonlet.model import load_packed
 from moonlet.model.packed_file import to_packed
 from moonlet.quant.mixes import load_mix
-from tests.checkpoint.tiny import edit_header, random_tensors
+from moonlet.quant.types import TYPES
+from tests.checkpoint.tiny import edit_header, random_tensors, read_raw, write_raw
 
 K25 = replace(preset("tiny"), hidden_size=64, moe_intermediate_size=32, num_hidden_layers=2)
 TEXT = replace(
@@ -162,12 +170,26 @@ def test_a_vision_model_packs(tmp_path: Path) -> None:
     assert found.config == source.config
 
 
+@torch.inference_mode()
+def test_it_computes_what_its_source_does(folder: Path, packed: Path) -> None:
+    ids = torch.arange(40).view(2, 20)
+    assert torch.equal(load_packed(packed)(ids), load_packed(folder)(ids))
+
+
+def test_every_kind_of_panels_is_known() -> None:
+    assert {kernels.panel_type(name) for name in (*TYPES, "INT4")} <= PANELS
+
+
 def types_of(header: dict[str, Any]) -> dict[str, Any]:
     return json.loads(header["__metadata__"]["types"])
 
 
 def set_types(header: dict[str, Any], **types: Any) -> None:
     header["__metadata__"]["types"] = json.dumps(types_of(header) | types)
+
+
+def with_length(header: dict[str, Any], name: str, length: int) -> str:
+    return json.dumps(json.loads(header["__metadata__"]["bytes"]) | {name: length})
 
 
 @pytest.mark.parametrize(
@@ -181,6 +203,7 @@ def set_types(header: dict[str, Any], **types: Any) -> None:
         (lambda h: h["__metadata__"].update(bytes=json.dumps({HEAD: -64})), "unknown length"),
         (lambda h: h["__metadata__"].update(bytes=json.dumps({HEAD: True})), "unknown length"),
         (lambda h: h.pop("__metadata__"), "does not say that its format"),
+        (lambda h: h["__metadata__"].update(bytes=with_length(h, EXPERTS, 64)), "unknown length"),
         (lambda h: set_types(h, **{EXPERTS: ["Q8_0"]}), "without a known type"),
         (lambda h: set_types(h, **{EXPERTS: ["INT4", "INT4", 4]}), "without a known type"),
         (lambda h: set_types(h, **{HEAD: [["Q8_0"]]}), "without a known type"),
@@ -197,6 +220,38 @@ def test_damaged_headers_are_errors(
     edit_header(copy / FILE_NAME, lambda header: change(header))
     with pytest.raises(MoonletError, match=message):
         PackedCheckpoint(copy).validate()
+
+
+@pytest.mark.parametrize(
+    ("types", "message"),
+    [
+        ({HEAD: ["Q4_0"]}, "the packed data have 20672 bytes, wanted"),
+        ({EXPERTS: ["Q8_0", "F32", "Q8_0"]}, "quantized matrices only"),
+    ],
+)
+def test_panels_that_are_not_what_they_say_are_errors(
+    packed: Path, tmp_path: Path, types: dict[str, list[str]], message: str
+) -> None:
+    copy = copied(packed, tmp_path)
+    edit_in_place(copy / FILE_NAME, types)
+    with pytest.raises(CheckpointError, match=message):
+        load_packed(copy)
+
+
+def test_types_of_what_is_no_panel_are_not_looked_at(packed: Path, tmp_path: Path) -> None:
+    copy = copied(packed, tmp_path)
+    edit_in_place(copy / FILE_NAME, {"language_model.model.norm.weight": [["x"]]})
+    assert PackedCheckpoint(copy).bytes_by_part() == PackedCheckpoint(packed).bytes_by_part()
+
+
+def edit_in_place(path: Path, types: dict[str, Any]) -> None:
+    """Other types in a header that stays as long as it is, so that all stays aligned."""
+    header, data = read_raw(path)
+    start = path.stat().st_size - len(data)
+    set_types(header, **types)
+    text = json.dumps(header, separators=(",", ":")).encode()
+    write_raw(path, text + b" " * (-(8 + len(text)) % 4096), data)
+    assert (path.stat().st_size - len(data)) % 4096 == start % 4096 == 0
 
 
 def test_a_header_of_another_length_moves_everything(packed: Path, tmp_path: Path) -> None:

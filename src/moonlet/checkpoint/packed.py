@@ -17,7 +17,7 @@ packed model is run, never converted.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +39,7 @@ FORMAT = "moonlet-packed"
 LAYOUT = "1"  # goes up whenever the kernels' panels change
 EXPERT_ALIGNMENT, ALIGNMENT = 4096, 64
 EMBEDDING = "language_model.model.embed_tokens.weight"
+PANELS = {*TYPES, "INT4", "LEVELS16"}  # the last is what the types with code books become
 _MATRIX_PARTS = ("attention", "dense", "shared_experts", "head")
 
 
@@ -222,8 +223,10 @@ class PackedCheckpoint:
         return self._file.tensor(entry).view(torch.uint8).numpy()
 
     def _types_of(self, name: str) -> tuple[str, ...]:
-        found = self._types.get(name)
-        return tuple(found) if isinstance(found, list) else ()
+        """Those of a U8 tensor; none where the file names no texts."""
+        entry, found = self._file.entries.get(name), self._types.get(name)
+        is_named = isinstance(found, list) and all(isinstance(kind, str) for kind in found)
+        return tuple(found) if is_named and entry is not None and entry.dtype == "U8" else ()
 
     def _compare_panels(self, spec: PanelSpec, problems: Problems) -> None:
         entry = self._file.entries.get(spec.name)
@@ -235,13 +238,14 @@ class PackedCheckpoint:
         fits = entry.dtype == "U8" and len(shape) == dimensions and shape[-1] > 0
         if not fits or (spec.is_experts and (shape[0] != spec.count or shape[1] % alignment)):
             problems.add("of the wrong shape", f"{spec.name} is {entry.dtype} {list(shape)}")
-        length = None if spec.is_experts else self._lengths.get(spec.name)
-        if fits and not spec.is_experts and (type(length) is not int or padded(length) != shape[0]):
+        length = self._lengths.get(spec.name)
+        is_own = type(length) is int and fits and padded(length) == shape[0]
+        if fits and not (length is None if spec.is_experts else is_own):
             problems.add("of an unknown length", spec.name)
         if entry.begin % alignment:
             problems.add("not aligned", f"{spec.name} begins at {entry.begin}")
         kinds = self._types_of(spec.name)
-        if len(kinds) != (3 if spec.is_experts else 1) or not _are_types(kinds):
+        if len(kinds) != (3 if spec.is_experts else 1) or not set(kinds) <= PANELS:
             problems.add("without a known type", spec.name)
 
     def _compare_plain(self, spec: TensorSpec, problems: Problems) -> None:
@@ -250,7 +254,7 @@ class PackedCheckpoint:
             problems.add("missing", spec.name)
         elif entry.dtype == "U8" and spec.name == EMBEDDING:
             kinds, (rows, cols) = self._types_of(spec.name), spec.shape
-            kind = TYPES.get(kinds[0]) if len(kinds) == 1 and _are_types(kinds) else None
+            kind = TYPES.get(kinds[0]) if len(kinds) == 1 else None
             if kind is None or cols % kind.values:
                 problems.add("without a known type", spec.name)
             elif entry.shape != (rows, kind.row_bytes(cols)):
@@ -260,7 +264,3 @@ class PackedCheckpoint:
         elif entry.shape != spec.shape:
             both = f"{spec.name} is {list(entry.shape)}, wanted {list(spec.shape)}"
             problems.add("of the wrong shape", both)
-
-
-def _are_types(names: Iterable[object]) -> bool:
-    return all(isinstance(name, str) and (name in TYPES or name == "INT4") for name in names)

@@ -22,8 +22,8 @@ Floats = NDArray[np.float32]
 
 
 def _rows(x: Tensor) -> Floats:
-    """x [..., D] as an array [N, D]."""
-    return x.reshape(-1, x.shape[-1]).numpy()
+    """x [..., D] as an array [N, D] without gaps."""
+    return x.reshape(-1, x.shape[-1]).contiguous().numpy()
 
 
 class PackedLinear(nn.Module):

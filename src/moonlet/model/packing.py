@@ -13,7 +13,9 @@ from torch import nn
 
 from moonlet import kernels
 from moonlet.checkpoint import open_checkpoint
+from moonlet.checkpoint.transcode import from_values, values_of
 from moonlet.config import tensor_specs
+from moonlet.errors import CheckpointError, MoonletError
 from moonlet.model.loading import build_on_meta
 from moonlet.model.network import Model
 from moonlet.model.packed import (
@@ -40,14 +42,26 @@ def load_packed(
     `floats` says what becomes of attention, shared experts, dense layers and head where they are stored
     as floats; routed experts stored as floats always become Q8_0, and a packed folder has decided already.
     `progress` is called with layers done and layers in all. Raises what `open_checkpoint` and its
-    `validate` raise, before anything is packed.
+    `validate` raise, before anything is packed, and CheckpointError for what the kernels refuse.
     """
     checkpoint = open_checkpoint(path)
     checkpoint.validate()
+    try:
+        kernels.isa()  # a wrong MOONLET_ISA is told now, not in the middle of the first answer
+        return _pack(checkpoint, floats, progress)
+    except MoonletError:
+        raise
+    except ValueError as error:
+        raise CheckpointError(f"{path} cannot run on the kernels: {error}") from error
+
+
+def _pack(checkpoint: AnyCheckpoint, floats: FloatForm, progress: Progress) -> Model:
     model = build_on_meta(checkpoint.config)
     packer = _Packer(checkpoint, floats)
     text = model.language_model.model
     embedding = checkpoint.matrix("language_model.model.embed_tokens.weight")
+    if embedding.scale is not None:  # INT4, of which a row alone cannot be decoded
+        embedding = from_values(values_of(embedding), "F32")
     text.embed_tokens = PackedEmbedding(embedding.type, embedding.data)  # type: ignore[assignment]
     total = len(text.layers)
     for index in range(total):
