@@ -225,8 +225,9 @@ class PackedCheckpoint:
     def _types_of(self, name: str) -> tuple[str, ...]:
         """Those of a U8 tensor; none where the file names no texts."""
         entry, found = self._file.entries.get(name), self._types.get(name)
-        is_named = isinstance(found, list) and all(isinstance(kind, str) for kind in found)
-        return tuple(found) if is_named and entry is not None and entry.dtype == "U8" else ()
+        if entry is None or entry.dtype != "U8" or not isinstance(found, list):
+            return ()
+        return tuple(found) if all(isinstance(kind, str) for kind in found) else ()
 
     def _compare_panels(self, spec: PanelSpec, problems: Problems) -> None:
         entry = self._file.entries.get(spec.name)
