@@ -32,13 +32,14 @@ def cmake() -> str:
     return found
 
 
-def runtime_library() -> str:
-    """The sanitizer has to come first in a process whose own program is not sanitized."""
+def runtime_libraries() -> str:
+    """What has to come first in a process whose own program is neither sanitized nor written in C++."""
     compiler = os.environ.get("CXX") or shutil.which("g++") or ""
     if "g++" not in Path(compiler).name:
-        pytest.skip("the run-time library is looked for as g++ names it")
-    asked = [compiler, "-print-file-name=libasan.so"]
-    return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+        pytest.skip("the run-time libraries are looked for as g++ names them")
+    asked = [[compiler, f"-print-file-name={name}.so"] for name in ("libasan", "libstdc++")]
+    found = (subprocess.run(one, capture_output=True, text=True, check=True) for one in asked)
+    return " ".join(one.stdout.strip() for one in found)
 
 
 @pytest.fixture(scope="module")
@@ -68,14 +69,14 @@ def test_kernels_are_clean(sanitized: Path) -> None:
         str(path) for path in Path(__file__).parent.glob("test_*.py") if path != Path(__file__)
     ]
     environment = os.environ | {
-        "LD_PRELOAD": runtime_library(),
+        "LD_PRELOAD": runtime_libraries(),
         "ASAN_OPTIONS": "detect_leaks=0",  # Python itself keeps much until it ends
         "UBSAN_OPTIONS": "print_stacktrace=1",
         "OMP_NUM_THREADS": "1",
     }
-    command = [sys.executable, "-c", RUN, str(sanitized), "-q", "-x", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-c", RUN, str(sanitized), "-q", "-x", "-s", "-p", "no:cacheprovider"]
     done = subprocess.run(
         [*command, "-m", "not slow", *tests],
         capture_output=True, text=True, check=False, cwd=ROOT, env=environment,
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-6000:]
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[:6000]
