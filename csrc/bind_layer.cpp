@@ -1,6 +1,14 @@
 // The parts of a layer, as Python sees them: made once, called with the activations alone.
 
+#include <utility>
+#include <variant>
+#include <vector>
+
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/variant.h>
+#include <nanobind/stl/vector.h>
 
 #include "layer.h"
 #include "packed.h"
@@ -11,6 +19,10 @@ namespace {
 
 using Shared = std::shared_ptr<PackedMatrix>;
 using Vector = Array<float, 1>;
+
+void check_hidden(const Array<float, 2>& x, size_t hidden) {
+  require(x.shape(1) == hidden, "the activations have " + str(x.shape(1)) + " columns, wanted " + str(hidden));
+}
 
 Norm checked_norm(const Vector& norm, float eps, size_t hidden) {
   require(norm.shape(0) == hidden, "a norm of " + str(norm.shape(0)) + " columns, wanted " + str(hidden));
@@ -46,12 +58,11 @@ class PackedAttention {
 
   NewArray<float> run(Array<float, 2> x, Array<float, 2> cos, Array<float, 2> sin, Pages pages,
                       Array<int32_t, 2> table, Ints sequence, Ints position, const Isa& isa) const {
-    const size_t tokens = x.shape(0), hidden = layer_.kv_a.columns, pairs = layer_.rope / 2;
-    require(x.shape(1) == hidden, "the activations have " + str(x.shape(1)) + " columns, wanted " + str(hidden));
-    require(cos.shape(0) == tokens && sin.shape(0) == tokens && cos.shape(1) == pairs && sin.shape(1) == pairs,
-            "cos and sin want " + str(tokens) + " x " + str(pairs) + " angles");
-    const Cache cache = checked_cache(pages, table, layer_.kv_a.rows, sequence, position, tokens, true);
-    auto out = new_array({tokens, hidden});
+    const size_t tokens = x.shape(0);
+    check_hidden(x, layer_.kv_a.columns);
+    check_angles(cos, sin, tokens);
+    const Cache cache = checked_cache(pages, table, columns(), sequence, position, tokens, true);
+    auto out = new_array({tokens, layer_.kv_a.columns});
     const Kernels& kernels = chosen(isa);
     {
       const nb::gil_scoped_release unlocked;
@@ -60,6 +71,15 @@ class PackedAttention {
     }
     return out;
   }
+
+  void check_angles(const Array<float, 2>& cos, const Array<float, 2>& sin, size_t tokens) const {
+    const size_t pairs = layer_.rope / 2;
+    require(cos.shape(0) == tokens && sin.shape(0) == tokens && cos.shape(1) == pairs && sin.shape(1) == pairs,
+            "cos and sin want " + str(tokens) + " x " + str(pairs) + " angles");
+  }
+  size_t hidden() const { return layer_.kv_a.columns; }
+  size_t columns() const { return layer_.kv_a.rows; }  // of a row of the cache
+  const AttentionLayer& layer() const { return layer_; }
 
  private:
   Shared held_[6];
@@ -73,17 +93,9 @@ class PackedDense {
   PackedDense(Vector norm, float eps, std::shared_ptr<PackedFfn> ffn)
       : norm_(norm), ffn_(ffn), layer_(checked_norm(norm, eps, ffn->ffn().gate.columns)) {}
 
-  NewArray<float> run(Array<float, 2> x, const Isa& isa) const {
-    const Ffn ffn = ffn_->ffn();
-    const size_t tokens = x.shape(0), hidden = ffn.gate.columns;
-    require(x.shape(1) == hidden, "the activations have " + str(x.shape(1)) + " columns, wanted " + str(hidden));
-    auto out = new_array({tokens, hidden});
-    const Kernels& kernels = chosen(isa);
-    {
-      const nb::gil_scoped_release unlocked;
-      dense_layer(kernels, layer_, ffn, x.data(), tokens, out.data());
-    }
-    return out;
+  size_t hidden() const { return ffn_->ffn().gate.columns; }
+  void compute(const Kernels& kernels, const float* x, size_t tokens, float* out) const {
+    dense_layer(kernels, layer_, ffn_->ffn(), x, tokens, out);
   }
 
  private:
@@ -108,17 +120,10 @@ class PackedMoe {
     layer_ = {checked_norm(norm, eps, hidden), gate->matrix, bias ? bias->data() : nullptr, router};
   }
 
-  NewArray<float> run(Array<float, 2> x, const Isa& isa) const {
-    const size_t tokens = x.shape(0), hidden = layer_.gate.columns;
-    require(x.shape(1) == hidden, "the activations have " + str(x.shape(1)) + " columns, wanted " + str(hidden));
-    auto out = new_array({tokens, hidden});
-    const Kernels& kernels = chosen(isa);
+  size_t hidden() const { return layer_.gate.columns; }
+  void compute(const Kernels& kernels, const float* x, size_t tokens, float* out) const {
     const Ffn shared = shared_ ? shared_->ffn() : Ffn{};
-    {
-      const nb::gil_scoped_release unlocked;
-      moe_layer(kernels, layer_, experts_->experts(), shared_ ? &shared : nullptr, x.data(), tokens, out.data());
-    }
-    return out;
+    moe_layer(kernels, layer_, experts_->experts(), shared_ ? &shared : nullptr, x, tokens, out);
   }
 
  private:
@@ -128,6 +133,67 @@ class PackedMoe {
   std::shared_ptr<PackedExperts> experts_;
   std::shared_ptr<PackedFfn> shared_;
   MoeLayer layer_;
+};
+
+template <class Part>
+NewArray<float> run_part(const Part& part, Array<float, 2> x, const Isa& isa) {
+  const size_t tokens = x.shape(0);
+  check_hidden(x, part.hidden());
+  auto out = new_array({tokens, part.hidden()});
+  const Kernels& kernels = chosen(isa);
+  {
+    const nb::gil_scoped_release unlocked;
+    part.compute(kernels, x.data(), tokens, out.data());
+  }
+  return out;
+}
+
+// Layers one after the other: what Python does between two calls takes as long as reading a small matrix.
+class PackedLayers {
+ public:
+  using Mlp = std::variant<std::shared_ptr<PackedDense>, std::shared_ptr<PackedMoe>>;
+  using Layer = std::pair<std::shared_ptr<PackedAttention>, Mlp>;
+
+  explicit PackedLayers(std::vector<Layer> layers) : layers_(std::move(layers)) {
+    require(!layers_.empty(), "no layers");
+    const PackedAttention& first = *layers_.front().first;
+    for (const auto& [attention, mlp] : layers_) {
+      const size_t hidden = std::visit([](const auto& part) { return part->hidden(); }, mlp);
+      require(attention->hidden() == first.hidden() && hidden == first.hidden() &&
+                  attention->columns() == first.columns() && attention->layer().rope == first.layer().rope,
+              "layers of different sizes");
+    }
+  }
+
+  NewArray<float> run(Array<float, 2> x, Array<float, 2> cos, Array<float, 2> sin, AllPages pages,
+                      Array<int32_t, 2> table, Ints sequence, Ints position, const Isa& isa) const {
+    const PackedAttention& first = *layers_.front().first;
+    const size_t tokens = x.shape(0), hidden = first.hidden();
+    check_hidden(x, hidden);
+    first.check_angles(cos, sin, tokens);
+    require(pages.shape(0) == layers_.size(),
+            "pages for " + str(pages.shape(0)) + " layers, wanted " + str(layers_.size()));
+    Cache cache = checked_cache(pages, table, first.columns(), sequence, position, tokens, true);
+    const size_t layer_bytes = pages.shape(1) * pages.shape(2) * cache.row_bytes();
+    auto out = new_array({tokens, hidden});
+    const Kernels& kernels = chosen(isa);
+    {
+      const nb::gil_scoped_release unlocked;
+      std::vector<float> between(tokens * hidden);
+      const float* inner = x.data();
+      for (const auto& [attention, mlp] : layers_) {
+        attention_layer(kernels, attention->layer(), inner, cos.data(), sin.data(), cache, sequence.data(),
+                        position.data(), tokens, between.data());
+        std::visit([&](const auto& part) { part->compute(kernels, between.data(), tokens, out.data()); }, mlp);
+        inner = out.data();
+        cache.pages += layer_bytes;
+      }
+    }
+    return out;
+  }
+
+ private:
+  std::vector<Layer> layers_;
 };
 
 }  // namespace
@@ -145,7 +211,7 @@ void bind_layer(nb::module_& m) {
   nb::class_<PackedDense>(m, "Dense")
       .def(nb::init<Vector, float, std::shared_ptr<PackedFfn>>(), nb::arg("norm").noconvert(), nb::arg("eps"),
            nb::arg("ffn"))
-      .def("__call__", &PackedDense::run, nb::arg("x").noconvert(), nb::arg("isa") = nb::none());
+      .def("__call__", &run_part<PackedDense>, nb::arg("x").noconvert(), nb::arg("isa") = nb::none());
   nb::class_<PackedMoe>(m, "Moe")
       .def(nb::init<Vector, float, Shared, std::optional<Vector>, std::shared_ptr<PackedExperts>,
                     std::optional<std::shared_ptr<PackedFfn>>, size_t, bool, bool, float, size_t, size_t, size_t>(),
@@ -153,7 +219,12 @@ void bind_layer(nb::module_& m) {
            nb::arg("experts"), nb::arg("shared").none(),
            nb::arg("top_k"), nb::arg("sigmoid"), nb::arg("normalize"), nb::arg("scaling"), nb::arg("groups") = 1,
            nb::arg("top_groups") = 1, nb::arg("group_best") = 2)
-      .def("__call__", &PackedMoe::run, nb::arg("x").noconvert(), nb::arg("isa") = nb::none());
+      .def("__call__", &run_part<PackedMoe>, nb::arg("x").noconvert(), nb::arg("isa") = nb::none());
+  nb::class_<PackedLayers>(m, "Layers")
+      .def(nb::init<std::vector<PackedLayers::Layer>>(), nb::arg("layers"))
+      .def("__call__", &PackedLayers::run, nb::arg("x").noconvert(), nb::arg("cos").noconvert(),
+           nb::arg("sin").noconvert(), nb::arg("pages").noconvert(), nb::arg("table").noconvert(),
+           nb::arg("sequence").noconvert(), nb::arg("position").noconvert(), nb::arg("isa") = nb::none());
 }
 
 }  // namespace moonlet

@@ -10,20 +10,21 @@ namespace moonlet {
 
 // uint16 [pages, page_size, columns] holds bfloat16, uint8 [pages, page_size, row_bytes] codes and scales.
 using Pages = nb::ndarray<nb::numpy, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
+using AllPages = nb::ndarray<nb::numpy, nb::ndim<4>, nb::c_contig, nb::device::cpu>;  // of layers
 using ReadPages = nb::ndarray<nb::ro, nb::numpy, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
 using Ints = Array<int32_t, 1>;
 
 // The cache behind the arrays, with every place that the tokens touch checked: those at `sequence` and `position`
-// and, with `whole`, all before.
+// and, with `whole`, all before. Of pages of several layers, the cache of the first.
 template <class AnyPages>
 Cache checked_cache(const AnyPages& pages, const Array<int32_t, 2>& table, size_t columns, const Ints& sequence,
                     const Ints& position, size_t tokens, bool whole) {
   const bool eight_bits = pages.dtype() == nb::dtype<uint8_t>();
   require(eight_bits || pages.dtype() == nb::dtype<uint16_t>(), "pages are uint16 (bfloat16) or uint8 (8-bit rows)");
-  const size_t count = pages.shape(0), page_size = pages.shape(1);
+  const size_t at = pages.ndim() - 3, count = pages.shape(at), page_size = pages.shape(at + 1);
   const size_t wanted = eight_bits ? Cache::row_bytes(columns, true) : columns;
   require(columns > 0 && page_size > 0, "a cache without columns or with empty pages");
-  require(pages.shape(2) == wanted, "rows of pages have " + str(pages.shape(2)) + " elements, wanted " + str(wanted) +
+  require(pages.shape(at + 2) == wanted, "rows of pages have " + str(pages.shape(at + 2)) + " elements, wanted " + str(wanted) +
                                         " for " + str(columns) + " columns");
   require(sequence.shape(0) == tokens && position.shape(0) == tokens,
           "sequence and position have " + str(sequence.shape(0)) + " and " + str(position.shape(0)) +

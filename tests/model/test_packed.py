@@ -13,6 +13,7 @@ from moonlet.checkpoint import save_checkpoint
 from moonlet.config import ModelConfig, preset
 from moonlet.errors import CheckpointError, EngineError, NotSupportedError
 from moonlet.model import LatentCache, Model, is_quantized, load_model, load_packed
+from moonlet.model.packed import PackedDecoder
 from moonlet.quant import bf16, int4
 from tests.checkpoint.tiny import edit_tensors
 
@@ -62,6 +63,44 @@ def test_pieces_equal_the_whole_bit_by_bit(folder: Path) -> None:
     cache = LatentCache(model.config, 2, 21, torch.bfloat16)
     pieces = [model(ids[:, start:end], cache=cache) for start, end in ((0, 9), (9, 10), (10, 21))]
     assert torch.equal(torch.cat(pieces, 1), whole)
+
+
+@torch.inference_mode()
+def test_all_layers_in_one_call_are_the_layers_one_by_one(folder: Path) -> None:
+    model = load_packed(folder)
+    decoder = model.language_model.model
+    assert isinstance(decoder, PackedDecoder)
+    assert decoder.together is not None
+    ids = token_ids(model.config, 2, 9)
+    wanted = model(ids)
+    decoder.together = None
+    assert torch.equal(model(ids), wanted)
+
+
+@torch.inference_mode()
+def test_layers_want_a_cache_each_and_one_size(folder: Path) -> None:
+    decoder = load_packed(folder).language_model.model
+    parts = [layer.native() for layer in decoder.layers]
+    layers = kernels.Layers(parts)
+    hidden, rope = decoder.config.hidden_size, decoder.config.qk_rope_head_dim
+    x, angles = np.zeros((1, hidden), np.float32), np.zeros((1, rope // 2), np.float32)
+    pages = np.zeros((len(parts) + 1, 1, 4, decoder.config.latent_size), np.uint16)
+    zero = np.zeros(1, np.int32)
+    with pytest.raises(ValueError, match=f"pages for {len(parts) + 1} layers"):
+        layers(x, angles, angles, pages, zero[:, None], zero, zero)
+    with pytest.raises(ValueError, match="position 4 of a table"):
+        layers(x, angles, angles, pages[1:], zero[:, None], zero, zero + 4)
+    with pytest.raises(ValueError, match="no layers"):
+        kernels.Layers([])
+    narrow = kernels.Dense(np.ones(96, np.float32), 1e-6, small_ffn(96))
+    with pytest.raises(ValueError, match="different sizes"):
+        kernels.Layers([(parts[0][0], narrow)])
+
+
+def small_ffn(columns: int) -> kernels.Ffn:
+    """Of zeros."""
+    matrix = kernels.Matrix("Q8_0", columns, columns)
+    return kernels.Ffn(matrix, matrix, matrix)
 
 
 @torch.inference_mode()

@@ -185,6 +185,23 @@ class Moe:
     def __call__(self, x: NDArray[np.float32], isa: str | None = None) -> NDArray[np.float32]:
         """x [T, D] -> [T, D]"""
 
+class Layers:
+    """Decoder layers one after the other in one call."""
+
+    def __init__(self, layers: list[tuple[Attention, Dense | Moe]]) -> None: ...
+    def __call__(
+        self,
+        x: NDArray[np.float32],
+        cos: NDArray[np.float32],
+        sin: NDArray[np.float32],
+        pages: NDArray[np.uint16] | NDArray[np.uint8],
+        table: NDArray[np.int32],
+        sequence: NDArray[np.int32],
+        position: NDArray[np.int32],
+        isa: str | None = None,
+    ) -> NDArray[np.float32]:
+        """x [T, D] -> [T, D]; pages [L, P, page_size, row], the rest as for Attention."""
+
 def ffn(
     experts: Experts | None,
     shared: Ffn | None,

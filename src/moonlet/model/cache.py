@@ -72,9 +72,9 @@ def _zero_pages(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 @dataclass(frozen=True)
 class Paged:
-    """One layer's rows for the kernels: token n is row position[n] of sequence[n].
+    """The cache for the kernels: token n is row position[n] of sequence[n].
 
-    pages uint16 [P, page_size, latent_size], the bits of bfloat16; table int32 [sequences, pages of each].
+    pages uint16 [layers, P, page_size, latent_size], the bits of bfloat16; table int32 [sequences, pages of each].
     """
 
     pages: NDArray[np.uint16]
@@ -95,7 +95,7 @@ class Past:
         self.cache = cache
         self.positions = positions_BT
         self.segments = segments_BT
-        self._place: tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]] | None = None
+        self._paged: Paged | None = None
         self.mask: Tensor | None = None
         new = positions_BT.shape[1]
         if cache is None:
@@ -110,26 +110,27 @@ class Past:
             keys = torch.arange(self.end, device=positions_BT.device)
             self.mask = (keys <= positions_BT[:, :, None])[:, None]
 
-    def paged(self, layer_idx: int, latent_size: int) -> "Paged":
-        """The layer's rows, and where the new tokens go, as `moonlet.kernels` takes them.
+    def paged(self, config: ModelConfig) -> Paged:
+        """The rows of all layers, and where the new tokens go, as `moonlet.kernels` takes them.
 
-        Rows are bfloat16; without a cache they last for this call. Raises EngineError for a cache of
+        Rows are bfloat16; without a cache they last as long as this. Raises EngineError for a cache of
         another type.
         """
-        batch, new = self.positions.shape
-        if self._place is None:
-            sequence = np.repeat(np.arange(batch, dtype=np.int32), new)
-            position = self.positions.flatten().to(torch.int32).numpy()
-            table = np.arange(batch, dtype=np.int32)[:, None]  # a sequence is one long page
-            self._place = table, sequence, position
-        if self.cache is None:
-            length = int(self.positions.max()) + 1
-            rows = _zero_pages((batch, length, latent_size), torch.bfloat16)
-        else:
-            rows = self.cache.rows[layer_idx]
-        if rows.dtype != torch.bfloat16:
-            raise EngineError(f"the kernels' cache is bfloat16, this one is {rows.dtype}")
-        return Paged(rows.view(torch.uint16).numpy(), *self._place)
+        if self._paged is None:
+            batch, new = self.positions.shape
+            cache = self.cache
+            if cache is None:
+                length = int(self.positions.max()) + 1
+                cache = LatentCache(config, batch, length, torch.bfloat16)
+            if cache.rows.dtype != torch.bfloat16:
+                raise EngineError(f"the kernels' cache is bfloat16, this one is {cache.rows.dtype}")
+            self._paged = Paged(
+                cache.rows.view(torch.uint16).numpy(),
+                np.arange(batch, dtype=np.int32)[:, None],  # a sequence is one long page
+                np.repeat(np.arange(batch, dtype=np.int32), new),
+                self.positions.flatten().to(torch.int32).numpy(),
+            )
+        return self._paged
 
     def update(self, layer_idx: int, latent_BTL: Tensor) -> Tensor:
         """The latents that this layer's queries may look at, the new ones included: [B, S, L]."""

@@ -62,6 +62,14 @@ class Decoder(nn.Module):
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
+    def forward(
+        self, x: Tensor, rotation: tuple[Tensor, Tensor], past: Past, absorbed: bool | None
+    ) -> Tensor:
+        """x [B, T, D], the embedded tokens -> their final states, normed."""
+        for layer in self.layers:
+            x = layer(x, rotation, past, absorbed)
+        return self.norm(x)
+
 
 class LanguageModel(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
@@ -130,13 +138,10 @@ class Model(nn.Module):
             start = cache.length if cache is not None else 0
             positions = torch.arange(start, start + input_ids.shape[1], device=input_ids.device)
             positions = positions.expand(input_ids.shape[0], -1)
-        text = self.language_model.model
         x = self._embed(input_ids, media)
         rotation = text_rotation(positions, self.config.rope, self.config.qk_rope_head_dim)
         past = Past(cache, positions, segments)
-        for layer in text.layers:
-            x = layer(x, rotation, past, absorbed)
-        return text.norm(x)
+        return self.language_model.model(x, rotation, past, absorbed)
 
     def new_cache(self, batch: int, max_seq_len: int) -> LatentCache:
         """Room for `batch` sequences, in the type and on the device that this model computes with."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from moonlet import kernels
 from moonlet.config import ModelConfig
 from moonlet.errors import NotSupportedError
-from moonlet.model.cache import Past
+from moonlet.model.cache import Paged, Past
 from moonlet.quant import decode
 
 Floats = NDArray[np.float32]
@@ -62,6 +62,54 @@ class PackedNorm(nn.Module):
         return torch.from_numpy(kernels.rms_norm(_rows(x), self.weight, self.eps)).view_as(x)
 
 
+class PackedDecoder(nn.Module):
+    """All layers in one call where none of them was kept as floats: what stands between two calls takes
+    as long as reading a small matrix."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        embed_tokens: PackedEmbedding,
+        layers: "list[PackedLayer]",
+        norm: PackedNorm,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens, self.layers, self.norm = embed_tokens, nn.ModuleList(layers), norm
+        parts = [layer.native() for layer in layers]
+        whole = [part for part in parts if part is not None]
+        self.together = kernels.Layers(whole) if len(whole) == len(parts) else None
+
+    def forward(
+        self, x: Tensor, rotation: tuple[Tensor, Tensor], past: Past, absorbed: bool | None
+    ) -> Tensor:
+        if self.together is None:
+            return self.one_by_one(x, rotation, past, absorbed)
+        cos, sin, p = _place(self.config, rotation, past, absorbed)
+        out = self.together(_rows(x), cos, sin, p.pages, p.table, p.sequence, p.position)
+        return self.norm(torch.from_numpy(out).view_as(x))
+
+    def one_by_one(
+        self, x: Tensor, rotation: tuple[Tensor, Tensor], past: Past, absorbed: bool | None
+    ) -> Tensor:
+        """The same, with every part of a layer a module that can be watched."""
+        for layer in self.layers:
+            x = layer(x, rotation, past, absorbed)
+        return self.norm(x)
+
+
+def _place(
+    config: ModelConfig, rotation: tuple[Tensor, Tensor], past: Past, absorbed: bool | None
+) -> tuple[Floats, Floats, Paged]:
+    """Angles and cache as the kernels take them; refused is what they cannot compute."""
+    if absorbed is False or past.segments is not None:
+        raise NotSupportedError(
+            "a quantized model computes attention in its absorbed form, one document at a time"
+        )
+    cos, sin = (_rows(angle) for angle in rotation)
+    return cos, sin, past.paged(config)
+
+
 class PackedLayer(nn.Module):
     """A decoder layer whose two parts take their norm and their residual sum along."""
 
@@ -80,6 +128,15 @@ class PackedLayer(nn.Module):
         absorbed: bool | None = None,
     ) -> Tensor:
         return self.mlp(self.self_attn(x, rotation, past, absorbed))
+
+    def native(self) -> tuple[kernels.Attention, kernels.Dense | kernels.Moe] | None:
+        """Both parts as the kernels know them; None where floats were kept, which take calls between."""
+        mlp = self.mlp
+        if isinstance(mlp, FloatSwiGLU):
+            return None
+        if isinstance(mlp, PackedMoE) and isinstance(mlp.shared, FloatSwiGLU):
+            return None
+        return self.self_attn.layer, mlp.layer
 
 
 class PackedSwiGLU(nn.Module):
@@ -171,7 +228,7 @@ class PackedAttention(nn.Module):
     ) -> None:
         super().__init__()
         self.layer_idx = layer_idx
-        self.latent_size = config.latent_size
+        self.config = config
         self.norm = norm
         self.queries, self.kv_a, self.kv_norm = queries, kv_a, kv_norm
         self.k_b, self.v_b, self.output = k_b, v_b, output
@@ -189,13 +246,7 @@ class PackedAttention(nn.Module):
         absorbed: bool | None = None,
     ) -> Tensor:
         """x [B, T, D] -> [B, T, D]; `absorbed` False, which asks for the plain form, is refused."""
-        if absorbed is False or past.segments is not None:
-            raise NotSupportedError(
-                "a quantized model computes attention in its absorbed form, one document at a time"
-            )
-        cos, sin = (_rows(angle) for angle in rotation)
-        place = past.paged(self.layer_idx, self.latent_size)
-        out = self.layer(
-            _rows(x), cos, sin, place.pages, place.table, place.sequence, place.position
-        )
+        cos, sin, p = _place(self.config, rotation, past, absorbed)
+        pages = p.pages[self.layer_idx]
+        out = self.layer(_rows(x), cos, sin, pages, p.table, p.sequence, p.position)
         return torch.from_numpy(out).view_as(x)

@@ -22,6 +22,7 @@ from moonlet.model.packed import (
     Floats,
     FloatSwiGLU,
     PackedAttention,
+    PackedDecoder,
     PackedEmbedding,
     PackedLayer,
     PackedLinear,
@@ -58,16 +59,20 @@ def load_packed(
 def _pack(checkpoint: AnyCheckpoint, floats: FloatForm, progress: Progress) -> Model:
     model = build_on_meta(checkpoint.config)
     packer = _Packer(checkpoint, floats)
-    text = model.language_model.model
     embedding = checkpoint.matrix("language_model.model.embed_tokens.weight")
     if embedding.scale is not None:  # INT4, of which a row alone cannot be decoded
         embedding = from_values(values_of(embedding), "F32")
-    text.embed_tokens = PackedEmbedding(embedding.type, embedding.data)  # type: ignore[assignment]
-    total = len(text.layers)
+    layers = []
+    total = checkpoint.config.num_hidden_layers
     for index in range(total):
-        text.layers[index] = packer.layer(index)
+        layers.append(packer.layer(index))
         progress(index + 1, total)
-    text.norm = packer.norm("language_model.model.norm.weight")  # type: ignore[assignment]
+    model.language_model.model = PackedDecoder(  # type: ignore[assignment]
+        checkpoint.config,
+        PackedEmbedding(embedding.type, embedding.data),
+        layers,
+        packer.norm("language_model.model.norm.weight"),
+    )
     head = packer.source.matrix("language_model.lm_head.weight")
     model.language_model.lm_head = PackedLinear(head)  # type: ignore[assignment]
     _load_vision(model, checkpoint)

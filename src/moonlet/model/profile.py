@@ -21,7 +21,7 @@ from moonlet.config.sizes import model_sizes
 from moonlet.kernels.limits import Arithmetic
 from moonlet.model.moe import MoE
 from moonlet.model.network import DecoderLayer, Model
-from moonlet.model.packed import PackedLayer, PackedLinear, PackedMoE, PackedNorm
+from moonlet.model.packed import PackedDecoder, PackedLayer, PackedLinear, PackedMoE, PackedNorm
 from moonlet.model.speed import cache_bytes
 
 REST = "rest"  # embedding, norms, residual sums, the choice of the token
@@ -209,7 +209,10 @@ def _watched(model: Model) -> Iterator[_Watch]:
             if module is not None:
                 replace(module, partial(watch.run, part, module.forward))
 
-        for layer in model.language_model.model.layers:
+        text = model.language_model.model
+        if isinstance(text, PackedDecoder):
+            replace(text, text.one_by_one)
+        for layer in text.layers:
             assert isinstance(layer, DecoderLayer | PackedLayer)
             time_as(layer.self_attn, "attention")
             mlp = layer.mlp
