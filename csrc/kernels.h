@@ -8,8 +8,9 @@
 //
 // Activations are quantized to int8, in groups of 32 columns with a scale of their own (absmax / 127). A tile is
 // up to max_tokens tokens; for each group it holds, for its n tokens,
-//     int8  codes[n][32];  float scale[n];  int32 minus_sum[n];  int32 minus_low[n];  float ssum[n];  float slow[n]
-// minus_sum is minus the sum of the 32 codes, minus_low that of the first 16; ssum and slow are the same times scale.
+//     int8  codes[n][32];  float scale[n];  int32 minus_sum[n];  int32 minus_low[n];  float ssum[n];  int32 minus_pair[n]
+// minus_sum is minus the sum of the 32 codes, minus_low that of the first 16; ssum is minus_sum
+// times scale; minus_pair holds minus the sums of both halves, 16 bits each.
 
 #pragma once
 

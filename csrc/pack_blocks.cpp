@@ -26,6 +26,15 @@ void copy_bytes(const Rows& rows, size_t offset, uint8_t* bytes) {
   }
 }
 
+// The same with every second byte beside the one before.
+template <size_t count>
+void copy_byte_pairs(const Rows& rows, size_t offset, uint8_t* bytes) {
+  for (size_t r = 0; r < kPanelRows; ++r) {
+    const uint8_t* from = rows.at(r, offset);
+    for (size_t k = 0; k < count; ++k) bytes[32 * (k / 2) + 2 * r + k % 2] = from[k];
+  }
+}
+
 // Types of 32 columns: block(first, second, r) packs row r of two neighbours; past the end stands a block of zeros.
 template <size_t bytes, size_t panel_bytes, class Block>
 void pack_pairs(const Rows& rows, size_t columns, uint8_t* panel, const Block& block) {
@@ -208,7 +217,7 @@ void pack_q2_k(const Rows& rows, size_t columns, uint8_t* panel) {
     const size_t block = 84 * b;
     copy_halves(rows, block + 80, panel);
     copy_halves(rows, block + 82, panel + 32);
-    copy_bytes<16>(rows, block, panel + 64);
+    copy_byte_pairs<16>(rows, block, panel + 64);
     copy_quads<64>(rows, block + 16, panel + 320);
   }
 }
@@ -218,7 +227,7 @@ void pack_q3_k(const Rows& rows, size_t columns, uint8_t* panel) {
     const size_t block = 110 * b;
     copy_quads<64>(rows, block + 32, panel);
     copy_bits(rows, block, panel + 1024);  // third bits: with them codes are 4 too large
-    copy_bytes<12>(rows, block + 96, panel + 1536);
+    copy_byte_pairs<12>(rows, block + 96, panel + 1536);
     copy_halves(rows, block + 108, panel + 1728);
   }
 }

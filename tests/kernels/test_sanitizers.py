@@ -74,7 +74,17 @@ def test_kernels_are_clean(sanitized: Path) -> None:
         "UBSAN_OPTIONS": "print_stacktrace=1",
         "OMP_NUM_THREADS": "1",
     }
-    command = [sys.executable, "-c", RUN, str(sanitized), "-q", "-x", "-s", "-p", "no:cacheprovider"]
+    command = [
+        sys.executable,
+        "-c",
+        RUN,
+        str(sanitized),
+        "-q",
+        "-x",
+        "-s",
+        "-p",
+        "no:cacheprovider",
+    ]
     done = subprocess.run(
         [*command, "-m", "not slow", *tests],
         capture_output=True, text=True, check=False, cwd=ROOT, env=environment,

@@ -36,7 +36,7 @@ from moonlet.quant.types import TYPES
 
 FILE_NAME = "packed.safetensors"
 FORMAT = "moonlet-packed"
-LAYOUT = "1"  # goes up whenever the kernels' panels change
+LAYOUT = "2"  # goes up whenever the kernels' panels change
 EXPERT_ALIGNMENT, ALIGNMENT = 4096, 64
 EMBEDDING = "language_model.model.embed_tokens.weight"
 PANELS = {*TYPES, "INT4", "LEVELS16"}  # the last is what the types with code books become
