@@ -15,6 +15,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -36,6 +37,7 @@ from moonlet.model.speed import Decode, Prefill
 RESULTS = Path(__file__).parent / "results"
 Side = Callable[[], float]
 STEPS = 32
+PAUSE = 6.0  # seconds
 TOGETHER = 8  # sequences at once, each with a prompt of STEPS
 
 
@@ -164,6 +166,7 @@ def _in_turn(
     """A B A B, the bandwidth read between all of them; then `one` has its samples.
 
     Ours warms up before each, as llama-bench does by itself; where the start is timed, both warm the file once.
+    Before each a pause: for seconds after a large process has ended, a virtual machine's memory is slower.
     """
     if one.is_time:
         ours()
@@ -172,12 +175,14 @@ def _in_turn(
     one.bandwidths.append(bandwidth.read())
     for repetition in range(repeat):
         say(f"{one.file}: {one.name}, {repetition + 1} of {repeat}")
+        time.sleep(PAUSE)
         one.one_thread.append(bandwidth.read(all_threads=False))
         if not one.is_time:
             ours()
         one.ours.append(ours())
         one.bandwidths.append(bandwidth.read())
         if theirs:
+            time.sleep(PAUSE)
             one.theirs.append(theirs())
             one.bandwidths.append(bandwidth.read())
 
