@@ -1,15 +1,15 @@
 """The seam between those who ask (server, agents, evals) and those who answer (engine, gateway).
 
-A provider turns one ChatRequest into a stream of events:
+A provider turns one ChatRequest into a stream of events. Of each choice, in this order:
 
-    ReasoningDelta*  TextDelta*  (ToolCallStart ToolCallDelta*)*  Finish
+    ReasoningDelta*  TextDelta*  (ToolCallStart ToolCallDelta* ToolCallEnd)*  Finish
 
 The plain answer of an API is the collected stream, so that the two can never differ.
 """
 
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from moonlet.chat.messages import Message, ToolCall
@@ -20,35 +20,89 @@ FinishReason = Literal["stop", "length", "tool_calls"]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to draw the next token. None leaves the choice to the provider."""
+    """How to draw the next token. None leaves the choice to the provider.
+
+    Penalties as OpenAI defines them, over the answer's tokens; `repetition_penalty` as in CTRL, over the
+    prompt's too. `logit_bias` is added to the logits of token ids.
+    """
 
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
+    min_p: float | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
     seed: int | None = None
 
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """One request. `tools` are the OpenAI-shaped declarations; `max_tokens` counts new tokens."""
+    """One request. `tools` are the OpenAI-shaped declarations; `max_tokens` counts new tokens.
+
+    must_call: the answer is one or more calls; only_tool: of this tool alone. schema: a JSON schema that
+    the visible answer satisfies ({"type": "object"} for any object). Both begin after the thinking,
+    which `thinking_budget` bounds in tokens. logprobs: how many alternatives are told beside each token of
+    the visible answer; None tells nothing. n: independent answers to the same prompt. deadline_s: seconds
+    after which the answer ends as if the token limit were reached.
+
+    A conversation that ends in an assistant message is continued where that message ends.
+    """
 
     messages: list[Message]
     tools: list[dict[str, Any]] | None = None
+    must_call: bool = False
+    only_tool: str | None = None
+    parallel_tool_calls: bool = True
+    schema: dict[str, Any] | None = None
     thinking: bool = True
     preserve_thinking: bool = False
+    thinking_budget: int | None = None
     sampling: Sampling = Sampling()
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
+    n: int = 1
+    logprobs: int | None = None
+    deadline_s: float | None = None
+
+
+@dataclass(frozen=True)
+class TextRequest:
+    """Plain text to continue, or token ids; no template, no parser."""
+
+    prompt: str | list[int]
+    sampling: Sampling = Sampling()
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    n: int = 1
+    logprobs: int | None = None
+    deadline_s: float | None = None
 
 
 @dataclass(frozen=True)
 class Usage:
-    """Token counts. `reasoning_tokens` are part of `completion_tokens`, `cached` of `prompt`."""
+    """Token counts. `reasoning_tokens` are part of `completion_tokens`, `cached` of `prompt`.
+
+    Of the cached tokens, `cached_disk_tokens` came from disk. cache_break: why the cache did not hold more
+    of the prompt, in a word or two.
+    """
 
     prompt_tokens: int
     completion_tokens: int
     reasoning_tokens: int
     cached_tokens: int = 0
+    cached_disk_tokens: int = 0
+    cache_break: str | None = None
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """A token as bytes, its natural logarithm of probability, and the likeliest alternatives."""
+
+    token: bytes
+    logprob: float
+    top: tuple[tuple[bytes, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,13 +110,16 @@ class ReasoningDelta:
     """A piece of the thinking."""
 
     text: str
+    choice: int = 0
 
 
 @dataclass(frozen=True)
 class TextDelta:
-    """A piece of the visible answer."""
+    """A piece of the visible answer, with the tokens that made it where they were asked for."""
 
     text: str
+    choice: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -72,6 +129,7 @@ class ToolCallStart:
     index: int
     id: str
     name: str
+    choice: int = 0
 
 
 @dataclass(frozen=True)
@@ -80,17 +138,28 @@ class ToolCallDelta:
 
     index: int
     arguments: str
+    choice: int = 0
+
+
+@dataclass(frozen=True)
+class ToolCallEnd:
+    """Call `index` is complete. A call that the token limit cut off has no end."""
+
+    index: int
+    choice: int = 0
 
 
 @dataclass(frozen=True)
 class Finish:
-    """The last event of every complete stream."""
+    """The last event of every complete choice. `stop`: the stop string that ended it."""
 
     reason: FinishReason
     usage: Usage
+    choice: int = 0
+    stop: str | None = None
 
 
-Event = ReasoningDelta | TextDelta | ToolCallStart | ToolCallDelta | Finish
+Event = ReasoningDelta | TextDelta | ToolCallStart | ToolCallDelta | ToolCallEnd | Finish
 
 
 @dataclass(frozen=True)
@@ -111,11 +180,31 @@ class Provider(Protocol):
     card: ModelCard
 
     def stream(self, request: ChatRequest) -> AsyncGenerator[Event, None]:
-        """Events of one answer, the last one a Finish.
+        """Events of all choices, interleaved; the last one of each is a Finish.
 
         Raises PromptError or MediaError before the first event when the request cannot be
         rendered, EngineError when generation fails. `aclose()` stops the generation.
         """
+        ...
+
+
+class TextProvider(Provider, Protocol):
+    """A provider with the model at hand: plain text, counts and tokens too."""
+
+    def complete(self, request: TextRequest) -> AsyncGenerator[Event, None]:
+        """TextDelta* Finish of each choice. Raises as `stream` does."""
+        ...
+
+    async def count_tokens(self, request: ChatRequest) -> int:
+        """Tokens of the prompt, exactly `usage.prompt_tokens` of the answer. Raises as `stream` does."""
+        ...
+
+    def tokenize(self, text: str) -> list[int]:
+        """Plain text as token ids; what looks like a special token is text too."""
+        ...
+
+    def detokenize(self, token_ids: list[int]) -> str:
+        """Raises PromptError for an id that does not exist."""
         ...
 
 
@@ -128,43 +217,74 @@ class Completion:
     tool_calls: tuple[ToolCall, ...]
     finish_reason: FinishReason
     usage: Usage
+    stop: str | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 async def collect(events: AsyncIterator[Event]) -> Completion:
-    """The whole answer of a stream. Raises EngineError when it ends without a Finish.
+    """The whole answer of a stream of one choice; see `collect_all`."""
+    return (await collect_all(events))[0]
 
-    In one case the answer says less than the stream: a call that the token limit cut off is left
+
+async def collect_all(events: AsyncIterator[Event]) -> list[Completion]:
+    """The whole answers of a stream, by choice. Raises EngineError when one ends without a Finish.
+
+    In one case an answer says less than the stream: a call that the token limit cut off is left
     out, though its start and the pieces of its arguments were already sent to whoever streams. Half
     a JSON text is not what the model meant, and nobody can call anything with it.
     """
-    reasoning: list[str] = []
-    text: list[str] = []
-    calls: dict[int, ToolCallStart] = {}
-    arguments: dict[int, list[str]] = {}
-    finish: Finish | None = None
+    parts: dict[int, _Collected] = {}
     async for event in events:
+        parts.setdefault(event.choice, _Collected()).add(event)
+    if not parts:
+        raise _broken_off()
+    return [parts[choice].completion() for choice in sorted(parts)]
+
+
+@dataclass
+class _Collected:
+    """What has come of one choice."""
+
+    reasoning: list[str] = field(default_factory=list)
+    text: list[str] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    calls: dict[int, ToolCallStart] = field(default_factory=dict)
+    arguments: dict[int, list[str]] = field(default_factory=dict)
+    finish: Finish | None = None
+
+    def add(self, event: Event) -> None:
         match event:
             case ReasoningDelta():
-                reasoning.append(event.text)
+                self.reasoning.append(event.text)
             case TextDelta():
-                text.append(event.text)
+                self.text.append(event.text)
+                self.logprobs += event.logprobs
             case ToolCallStart():
-                calls[event.index] = event
-                arguments[event.index] = []
+                self.calls[event.index] = event
+                self.arguments[event.index] = []
             case ToolCallDelta():
-                arguments[event.index].append(event.arguments)
+                self.arguments[event.index].append(event.arguments)
             case Finish():
-                finish = event
-    if finish is None:
-        raise EngineError("The answer broke off before it was finished.")
-    tool_calls = [
-        ToolCall(call.id, call.name, "".join(arguments[index])) for index, call in calls.items()
-    ]
-    if finish.reason == "length" and tool_calls and not _is_json(tool_calls[-1].arguments):
-        tool_calls.pop()
-    return Completion(
-        "".join(reasoning), "".join(text), tuple(tool_calls), finish.reason, finish.usage
-    )
+                self.finish = event
+
+    def completion(self) -> Completion:
+        if self.finish is None:
+            raise _broken_off()
+        reason = self.finish.reason
+        calls = [
+            ToolCall(call.id, call.name, "".join(self.arguments[index]))
+            for index, call in self.calls.items()
+        ]
+        if reason == "length" and calls and not _is_json(calls[-1].arguments):
+            calls.pop()
+        return Completion(
+            "".join(self.reasoning), "".join(self.text), tuple(calls), reason,
+            self.finish.usage, self.finish.stop, tuple(self.logprobs),
+        )  # fmt: skip
+
+
+def _broken_off() -> EngineError:
+    return EngineError("The answer broke off before it was finished.")
 
 
 def _is_json(text: str) -> bool:

@@ -87,7 +87,8 @@ class Answer(Response):
                 if not opened:
                     opened = True
                     yield _data(self.encoder.first())
-                yield _data(self.encoder.chunk(event))
+                if (chunk := self.encoder.chunk(event)) is not None:
+                    yield _data(chunk)
                 finish = event if isinstance(event, Finish) else None
         if finish is None:
             raise EngineError("the answer broke off before it was finished")

@@ -19,6 +19,7 @@ from moonlet.chat.provider import (
     ReasoningDelta,
     TextDelta,
     ToolCallDelta,
+    ToolCallEnd,
     ToolCallStart,
     Usage,
 )
@@ -77,8 +78,8 @@ class Encoder:
         """The chunk that opens a stream: the role and nothing else."""
         return self._chunk({"role": "assistant", "content": ""})
 
-    def chunk(self, event: Event) -> dict[str, Any]:
-        """The chunk of one event."""
+    def chunk(self, event: Event) -> dict[str, Any] | None:
+        """The chunk of one event; None for one that this dialect does not tell."""
         match event:
             case ReasoningDelta():
                 return self._chunk(_reasoning(event.text))
@@ -90,6 +91,8 @@ class Encoder:
             case ToolCallDelta():
                 call = {"index": event.index, "function": {"arguments": event.arguments}}
                 return self._chunk({"tool_calls": [call]})
+            case ToolCallEnd():
+                return None
             case Finish():
                 chunk = self._chunk({}, event.reason)
                 chunk["choices"][0]["usage"] = usage_object(event.usage)
