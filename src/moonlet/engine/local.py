@@ -20,8 +20,9 @@ from moonlet.checkpoint import GgufCheckpoint, read_config
 from moonlet.checkpoint.companions import write_files
 from moonlet.config import ModelConfig
 from moonlet.config.sizes import model_sizes
-from moonlet.engine.engine import Engine, Finished, GenerateRequest, Item
+from moonlet.engine.engine import Engine
 from moonlet.engine.sampler import SamplingParams
+from moonlet.engine.stream import Finished, GenerateRequest, Item
 from moonlet.errors import (
     CheckpointError,
     EngineError,
@@ -72,7 +73,7 @@ class SamplingDefaults:
             default.temperature if asked.temperature is None else asked.temperature,
             default.top_p if asked.top_p is None else asked.top_p,
             default.top_k if asked.top_k is None else asked.top_k,
-            asked.seed,
+            seed=asked.seed,
         )
 
 
@@ -124,14 +125,15 @@ class LocalProvider:
             while not isinstance(item := await items.get(), Finished):
                 if isinstance(item, MoonletError):
                     raise item
-                for event in parser.push(item):
+                for event in parser.push(item.token):
                     yield event
                 if parser.stopped:
                     break
             reason = item.reason if isinstance(item, Finished) else "stop"
             if reason == "cancelled":
                 raise EngineError("the engine was closed before the answer was finished")
-            for event in parser.finish(reason, len(prompt.token_ids)):
+            cached = item.cached_tokens if isinstance(item, Finished) else 0
+            for event in parser.finish(reason, len(prompt.token_ids), cached):
                 yield event
         finally:
             stream.cancel()
