@@ -2,11 +2,13 @@
 
 from moonlet.engine.disk import DiskTier
 from moonlet.engine.engine import Engine
-from moonlet.engine.local import LocalProvider, load
+from moonlet.engine.local import CacheFolder, load
+from moonlet.engine.provider import LocalProvider
 from moonlet.engine.sampler import Drawn, SamplingParams
 from moonlet.engine.stream import Finished, GenerateRequest, Stream
 
 __all__ = [
+    "CacheFolder",
     "DiskTier",
     "Drawn",
     "Engine",

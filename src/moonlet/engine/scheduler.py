@@ -47,6 +47,7 @@ class Task:
     reused: int = 0  # tokens that needed no computing when it was first admitted
     from_disk: int = 0  # of these, read from disk
     lost: bool = False  # whether the next page had been there, but was evicted
+    diverged: bool = False  # whether others with the same beginning went on in another way
     admitted: bool = False
 
     @property
@@ -160,6 +161,7 @@ class Scheduler:
         task.done = len(task.path) * size
         if not task.admitted:
             task.admitted, task.reused = True, task.done
+            task.diverged = bool((task.path[-1] if task.path else self.pages.root).children)
         return True
 
     def _shorten(self, task: Task, length: int) -> None:

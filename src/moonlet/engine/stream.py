@@ -40,13 +40,14 @@ class Finished:
     """Why a stream ended: at an end token (the last of the stream), at the limit, or cancelled.
 
     Of the prompt, `cached_tokens` were not computed; of these, `disk_tokens` came from disk. `evicted`: more
-    had been known, but was given up for lack of room.
+    had been known, but was given up for lack of room. `diverged`: other prompts go on in another way there.
     """
 
     reason: Literal["stop", "length", "cancelled"]
     cached_tokens: int = 0
     disk_tokens: int = 0
     evicted: bool = False
+    diverged: bool = False
 
 
 Item = Drawn | Finished | MoonletError
