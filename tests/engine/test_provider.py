@@ -166,7 +166,7 @@ def test_what_was_computed_before_is_told_and_why_no_more(provider: LocalProvide
     again = answer(provider, asked(system, user, max_tokens=1)).usage
     changed = answer(provider, asked(other, user, max_tokens=1)).usage
     assert first.cached_tokens < 64
-    assert again.cached_tokens == first.prompt_tokens // 64 * 64
+    assert again.cached_tokens == (first.prompt_tokens - 1) // 64 * 64
     assert again.cache_break is None
     assert (changed.cached_tokens, changed.cache_break) == (0, "system_changed")
 
@@ -191,7 +191,7 @@ def test_a_prompt_is_known_after_a_restart(tmp_path: Path) -> None:
         provider.close()
     cold, warm = usages
     assert cold.cached_tokens == 0
-    assert warm.cached_tokens == warm.cached_disk_tokens == warm.prompt_tokens // 64 * 64
+    assert warm.cached_tokens == warm.cached_disk_tokens == (warm.prompt_tokens - 1) // 64 * 64
 
 
 def test_a_fingerprint_tells_models_and_ways_apart(tmp_path: Path) -> None:
