@@ -1,0 +1,128 @@
+"""What all routes share, and how a dialect joins.
+
+A dialect (chat completions, Responses, Anthropic messages, ...) is a file with one function:
+
+    def add_messages(app: FastAPI, state: State) -> None:
+        state.error_bodies["/v1/messages"] = error_body  # only where its errors have a shape of their own
+
+        @app.post("/v1/messages")
+        async def messages(request: Request) -> Response:
+            def parse(body: dict[str, Any]) -> Asked:  # raises ApiError, PromptError, MediaError
+                return parse_message_request(body, state.provider_for(body).card, state.profile)
+
+            asked = await state.read(request, parse)
+            events = state.provider.stream(asked.chat)
+            return Answer(state, events, MessageEncoder(...), stream=asked.stream, headers=asked.headers)
+
+`create_app` calls it. What is raised, before the route or in it, becomes the error object of the path.
+`answer.py` says what an encoder is; `chat.py` is the model to follow.
+"""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Scope
+
+from moonlet.chat.provider import Provider, TextProvider
+from moonlet.server.body import parse_object, read_body
+from moonlet.server.encode import to_json
+from moonlet.server.errors import ApiError, as_api_error, error_body
+from moonlet.server.fields import text
+from moonlet.server.profiles import OPEN, Profile
+
+MAX_BODY_BYTES = 100 * 2**20  # what the Kimi API takes: a video as a data URL fits
+LARGE_BODY_BYTES = 2**20  # from here on parsing would hold up the other requests
+KEEP_ALIVE_S = 10.0
+
+ErrorBody = Callable[[ApiError, str | None], dict[str, Any]]
+T = TypeVar("T")
+
+
+@dataclass
+class State:
+    """One server. `loading` is the provider, or the promise of one."""
+
+    loading: Provider | Future[Provider]
+    profile: Profile = OPEN
+    max_body_bytes: int = MAX_BODY_BYTES
+    keep_alive_s: float = KEEP_ALIVE_S
+    # Path prefix -> how errors are told there, where not as OpenAI tells them.
+    error_bodies: dict[str, ErrorBody] = field(default_factory=dict)
+
+    @property
+    def provider(self) -> Provider:
+        """Who answers. Raises ApiError (503) as long as it is being loaded."""
+        if not isinstance(self.loading, Future):
+            return self.loading
+        if not self.loading.done():
+            raise _unavailable("the model is still being loaded", retry_s=5)
+        if self.loading.cancelled() or self.loading.exception() is not None:
+            raise _unavailable("the model could not be loaded; the server's log says why")
+        return self.loading.result()
+
+    @property
+    def text_provider(self) -> TextProvider:
+        """The same, where plain text and counts are needed. Raises ApiError (400) if it has none."""
+        provider = self.provider
+        if not hasattr(provider, "complete"):
+            raise ApiError(f"{provider.card.id} takes conversations only, no plain text")
+        return provider  # pyright: ignore[reportReturnType]
+
+    def provider_for(self, body: dict[str, Any]) -> Provider:
+        """Who answers as the `model` of `body`. Raises ApiError: 400 without a name, 404 for another."""
+        return self.named(text(body, "model", required=True) or "")
+
+    def named(self, model: str) -> Provider:
+        """Who answers as that model. Raises ApiError (404)."""
+        provider = self.provider
+        if model != provider.card.id:
+            raise ApiError(
+                f"Not found the model {model[:200]} or Permission denied: "
+                f"this server has {provider.card.id!r}",
+                "model",
+                status=404,
+                kind="resource_not_found_error",
+                code="model_not_found",
+            )
+        return provider
+
+    async def read(self, request: Request, parse: Callable[[dict[str, Any]], T]) -> T:
+        """What `parse` makes of the JSON object in the body, off the event loop if the body is large.
+
+        Raises ApiError and whatever `parse` raises.
+        """
+        body = await read_body(request, self.max_body_bytes)
+
+        def work() -> T:
+            return parse(parse_object(body))
+
+        return await asyncio.to_thread(work) if len(body) > LARGE_BODY_BYTES else work()
+
+    def refusal(self, scope: Scope, error: Exception) -> Response:
+        """`error` as the whole answer to the request of `scope`."""
+        known = as_api_error(error)
+        return json_response(self.error_body(scope, known), known.status, known.headers)
+
+    def error_body(self, scope: Scope, error: ApiError) -> dict[str, Any]:
+        """The error object of the dialect that is spoken at the request's path."""
+        path = scope["path"]
+        tellers = (tell for prefix, tell in self.error_bodies.items() if path.startswith(prefix))
+        request_id = scope.get("state", {}).get("request_id") if self.profile.extras else None
+        return next(tellers, error_body)(error, request_id)
+
+
+def json_response(
+    value: object, status: int = 200, headers: dict[str, str] | None = None
+) -> Response:
+    """`value` as compact JSON."""
+    return Response(to_json(value), status, headers, media_type="application/json")
+
+
+def _unavailable(message: str, retry_s: int | None = None) -> ApiError:
+    headers = {} if retry_s is None else {"Retry-After": str(retry_s)}
+    return ApiError(message, status=503, kind="server_unavailable", headers=headers)
