@@ -64,7 +64,7 @@ class _Check:
             raise self.refusal("", "$defs must be an object")
         if not isinstance(self.schema.get("$id", ""), str):
             raise self.refusal("", "$id must be a string")
-        size = len(json.dumps(self.schema, ensure_ascii=False, separators=(",", ":")).encode())
+        size = len(json.dumps(self.schema, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace"))
         if size > self.limits.text_bytes:
             raise self.refusal("", f"it has {size} bytes, {self.limits.text_bytes} are allowed")
         self.node(self.schema, "", 1, is_root=True)

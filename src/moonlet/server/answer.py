@@ -16,9 +16,9 @@ from typing import Any, Protocol
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from moonlet.chat.provider import Completion, Event, Finish, collect_all
+from moonlet.chat.provider import Completion, Event, Finish, Usage, collect_all
 from moonlet.errors import EngineError
-from moonlet.server.encode import to_json
+from moonlet.server.encode import to_json, total_usage
 from moonlet.server.errors import ApiError, as_api_error
 from moonlet.server.state import State
 
@@ -75,6 +75,7 @@ class Answer(Response):
         self.stream = stream
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.events = self.state.watch.over(self.events, scope, self.encoder.model)
         work = self._stream(scope, send) if self.stream else self._plain(send)
         await until_disconnect(receive, work)
 
@@ -83,7 +84,10 @@ class Answer(Response):
             answers = await collect_all(events)
         body = to_json(self.encoder.plain(answers))
         headers = [pair for pair in self.raw_headers if pair[0] != b"content-length"]
-        headers.append((b"content-length", str(len(body)).encode()))
+        headers += [
+            (b"content-length", str(len(body)).encode()),
+            (b"x-moonlet-cache", cache_header(total_usage(answer.usage for answer in answers))),
+        ]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
@@ -129,6 +133,17 @@ class Answer(Response):
         yield self.encoder.end()
 
 
+
+
+
+
+def cache_header(usage: Usage) -> bytes:
+    """How many tokens of the prompt came from where, and why not more, as far as that is known."""
+    in_memory = usage.cached_tokens - usage.cached_disk_tokens
+    told = f"memory={in_memory}, disk={usage.cached_disk_tokens}"
+    if usage.cache_break:
+        told += f", break={usage.cache_break}"
+    return told.encode("ascii", "replace")
 
 
 async def with_pauses(

@@ -1,13 +1,14 @@
-"""Around every request: an id for it, and an answer even where the code behind breaks."""
+"""Around every request: an id for it, the API key, and an answer even where the code behind breaks."""
 
 import re
 import uuid
 
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from moonlet.server.state import State
 
-_USABLE_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+_USABLE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class Edge:
@@ -21,7 +22,9 @@ class Edge:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        request_id = _sent_id(scope) or f"req_{uuid.uuid4().hex}"
+        headers = Headers(scope=scope)
+        sent = headers.get("x-request-id", "")
+        request_id = sent if _USABLE_ID.fullmatch(sent) else f"req_{uuid.uuid4().hex}"
         scope.setdefault("state", {})["request_id"] = request_id
         started = False
 
@@ -29,20 +32,15 @@ class Edge:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                message["headers"] = [
-                    *message.get("headers", []),
-                    (b"x-request-id", request_id.encode()),
-                ]
+                own = (b"x-request-id", request_id.encode())
+                message["headers"] = [*message.get("headers", []), own]
             await send(message)
 
         try:
+            if scope["path"] not in self.state.public:
+                self.state.keys.check(headers)
             await self.app(scope, receive, send_with_id)
         except Exception as error:
             if started:
                 raise  # nothing can be told any more: the connection breaks off
             await self.state.refusal(scope, error)(scope, receive, send_with_id)
-
-
-def _sent_id(scope: Scope) -> str | None:
-    sent = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
-    return sent.decode() if _USABLE_ID.fullmatch(sent) else None

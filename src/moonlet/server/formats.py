@@ -35,7 +35,7 @@ def parse_format(
             "response_format",
         )
     if kind == "json_object":
-        if profile.tool_rules and not any("json" in message.text.lower() for message in messages):
+        if profile.openai_rules and not any("json" in message.text.lower() for message in messages):
             raise ApiError(
                 "'messages' must contain the word 'json' in some form, to use 'response_format' "
                 "of type 'json_object'.",

@@ -9,7 +9,7 @@ def check_history(messages: list[Message], profile: Profile, thinking: bool) -> 
     """Raises PromptError for a conversation that the API of `profile` refuses."""
     if profile.wants_reasoning and thinking:
         _check_reasoning(messages)
-    if profile.tool_rules:
+    if profile.openai_rules:
         _check_results(messages)
 
 

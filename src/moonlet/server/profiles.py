@@ -59,8 +59,8 @@ class Profile:
 
     schemas: what schemas with `strict` may hold: anything, MFJS, or OpenAI's subset. schemas are strict
     unless told otherwise if `strict_schemas`. forces_thinkers: a call can be forced while thinking is on.
-    wants_reasoning: a tool loop must be sent back with its reasoning. tool_rules: `tool_choice` and a
-    history's calls and results are held to OpenAI's order. members: all that a request may have, if not
+    wants_reasoning: a tool loop must be sent back with its reasoning. openai_rules: fields and messages that
+    OpenAI takes only together are held to that. members: all that a request may have, if not
     anything. extras: answers have members that OpenAI's lack.
     """
 
@@ -73,7 +73,7 @@ class Profile:
     strict_schemas: bool = True
     forces_thinkers: bool = True
     wants_reasoning: bool = False
-    tool_rules: bool = False
+    openai_rules: bool = False
     thinking_members: tuple[str, ...] = ("type", "keep", "budget_tokens")
     members: frozenset[str] | None = None
     extras: bool = True
@@ -100,7 +100,7 @@ OPENAI = Profile(
     tool_name=re.compile(r"[A-Za-z0-9_-]{1,64}"),
     schemas="openai",
     strict_schemas=False,
-    tool_rules=True,
+    openai_rules=True,
     members=_OPENAI_MEMBERS,
     extras=False,
 )

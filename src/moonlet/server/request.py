@@ -131,7 +131,7 @@ def _refuse_not_here(body: dict[str, Any]) -> None:
 
 def _include_usage(body: dict[str, Any], stream: bool, profile: Profile) -> bool:
     options = obj(body, "stream_options")
-    if profile is not OPEN and options and not stream:
+    if profile.openai_rules and options and not stream:
         raise ApiError(
             "The 'stream_options' parameter is only allowed when 'stream' is enabled.",
             "stream_options",

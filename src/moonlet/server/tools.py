@@ -43,7 +43,7 @@ def parse_tools(body: dict[str, Any], profile: Profile = OPEN, thinking: bool = 
         if names.count(name) > 1:
             raise ApiError(f"tools declares {name!r} more than once", "tools")
     kind, only = _choice(body.get("tool_choice"))
-    if profile.tool_rules and kind is not None and not tools:
+    if profile.openai_rules and kind is not None and not tools:
         raise ApiError("'tool_choice' is only allowed when 'tools' are specified.", "tool_choice")
     if kind == "none" or (not tools and kind in (None, "auto")):
         return Tools()
