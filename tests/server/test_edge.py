@@ -86,7 +86,10 @@ def test_keys() -> None:
             assert fetch(server, "/v1/models", Authorization=f"bearer  {key}")[0] == 200
         with pytest.raises(openai.AuthenticationError) as caught:
             client.models.list()
-        assert (caught.value.type, caught.value.code) == ("incorrect_api_key_error", "invalid_api_key")
+        assert (caught.value.type, caught.value.code) == (
+            "incorrect_api_key_error",
+            "invalid_api_key",
+        )
         for wrong in ("sk-on", "sk-one2", "sk-one,sk-two", "\xe9"):
             status, head, text = fetch(server, "/v1/models", Authorization=f"Bearer {wrong}")
             assert (status, head["www-authenticate"]) == (401, "Bearer")

@@ -162,7 +162,10 @@ def test_kimi_knows_no_budget() -> None:
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"chat_template_kwargs": {}}, "Unrecognized request argument supplied: chat_template_kwargs"),
+        (
+            {"chat_template_kwargs": {}},
+            "Unrecognized request argument supplied: chat_template_kwargs",
+        ),
         ({"top_k": 3}, "Unrecognized request argument supplied: top_k"),
         ({"stop": list("abcde")}, "at most 4"),
         ({"tool_choice": "auto"}, "'tool_choice' is only allowed when 'tools' are specified"),
@@ -200,7 +203,11 @@ def test_openai_refuses(fields: dict[str, Any], says: str) -> None:
         ({"type": "object"}, "'additionalProperties' must be supplied"),
         ({"anyOf": [{"type": "null"}]}, "the root must be of type 'object'"),
         (
-            {"type": "object", "additionalProperties": False, "properties": {"a": {"type": "null"}}},
+            {
+                "type": "object",
+                "additionalProperties": False,
+                "properties": {"a": {"type": "null"}},
+            },
             "'a' too",
         ),
         (

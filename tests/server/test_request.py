@@ -65,7 +65,12 @@ def test_null_is_absent() -> None:
         {"tool_choice": "none", "parallel_tool_calls": True},
         {"reasoning_effort": "high", "enable_thinking": True, "reasoning": {"enabled": True}},
         {"prompt_cache_key": "session", "safety_identifier": "u", "stream_reasoning": True},
-        {"functions": [], "guided_json": None, "reasoning_format": "auto", "include_reasoning": True},
+        {
+            "functions": [],
+            "guided_json": None,
+            "reasoning_format": "auto",
+            "include_reasoning": True,
+        },
     ],
 )
 def test_what_changes_nothing(fields: dict[str, Any]) -> None:
@@ -196,7 +201,10 @@ def test_a_schema_that_is_not_strict_is_enforced_where_that_is_certain() -> None
 
 @pytest.mark.parametrize("kind", ["json_object", "json_schema"])
 def test_a_schema_does_not_go_with_a_prefix(kind: str) -> None:
-    fields = {**json_schema(), "messages": [*BODY["messages"], {"role": "assistant", "content": "{"}]}
+    fields = {
+        **json_schema(),
+        "messages": [*BODY["messages"], {"role": "assistant", "content": "{"}],
+    }
     fields["response_format"]["type"] = kind
     with pytest.raises(ApiError, match="partial") as caught:
         parsed(**fields)

@@ -15,6 +15,7 @@ All else is refused, with the place where it stands.
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -55,8 +56,7 @@ class _Check:
 
     def __init__(self, schema: dict[str, Any], where: str, limits: Limits) -> None:
         self.schema, self.where, self.limits = schema, where, limits
-        self.counts = dict.fromkeys(("properties", "alternatives", "enum_values"), 0)
-        self.counts["enum_characters"] = 0
+        self.counts: Counter[str] = Counter()
 
     def root(self) -> None:
         defs = self.schema.get("$defs", {})
@@ -64,7 +64,11 @@ class _Check:
             raise self.refusal("", "$defs must be an object")
         if not isinstance(self.schema.get("$id", ""), str):
             raise self.refusal("", "$id must be a string")
-        size = len(json.dumps(self.schema, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace"))
+        size = len(
+            json.dumps(self.schema, ensure_ascii=False, separators=(",", ":")).encode(
+                "utf-8", "replace"
+            )
+        )
         if size > self.limits.text_bytes:
             raise self.refusal("", f"it has {size} bytes, {self.limits.text_bytes} are allowed")
         self.node(self.schema, "", 1, is_root=True)
@@ -110,7 +114,9 @@ class _Check:
         target = node["$ref"]
         if target != "#" and _target(target, self.schema.get("$defs", {})) is None:
             shown = repr(target[:40]) if isinstance(target, str) else "no string"
-            raise self.refusal(path, f"$ref is {shown}, but it must be '#' or '#/$defs/NAME' of $defs")
+            raise self.refusal(
+                path, f"$ref is {shown}, but it must be '#' or '#/$defs/NAME' of $defs"
+            )
 
     def typed(self, node: dict[str, Any], path: str, depth: int) -> None:
         types = node["type"] if isinstance(node["type"], list) else [node["type"]]
@@ -151,7 +157,9 @@ class _Check:
         if kinds == {"integer", "number"}:
             kinds = {"number"}
         if len(kinds) > 1 or None in kinds:
-            raise self.refusal(path, "enum must hold strings, integers or numbers, and only of one kind")
+            raise self.refusal(
+                path, "enum must hold strings, integers or numbers, and only of one kind"
+            )
         kind = kinds.pop()
         if kind not in types and not (kind == "integer" and "number" in types):
             raise self.refusal(path, f"enum holds {kind}s, but type is {' or '.join(types)}")

@@ -101,7 +101,9 @@ def _app(args: Namespace, loading: "Future[Provider]", stack: ExitStack) -> "Fas
     from moonlet.server.trace import OtlpTracing
 
     if args.max_waiting < 1:
-        raise UsageError(f"--max-waiting is {args.max_waiting}, but at least 1 must be able to wait")
+        raise UsageError(
+            f"--max-waiting is {args.max_waiting}, but at least 1 must be able to wait"
+        )
 
     return create_app(
         loading,

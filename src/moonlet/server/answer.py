@@ -133,10 +133,6 @@ class Answer(Response):
         yield self.encoder.end()
 
 
-
-
-
-
 def cache_header(usage: Usage) -> bytes:
     """How many tokens of the prompt came from where, and why not more, as far as that is known."""
     in_memory = usage.cached_tokens - usage.cached_disk_tokens

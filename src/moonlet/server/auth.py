@@ -36,7 +36,9 @@ class ApiKeys:
         digest = _digest(sent)
         if sum(hmac.compare_digest(digest, known) for known in self._digests) == 0:
             raise _refusal(
-                "the API key is not one of this server's", "incorrect_api_key_error", "invalid_api_key"
+                "the API key is not one of this server's",
+                "incorrect_api_key_error",
+                "invalid_api_key",
             )
 
 

@@ -102,7 +102,9 @@ async def read_body(request: Request, share: Share) -> bytes:
         raise ApiError("the client left before its body had ended") from None  # nobody is told
     except TimeoutError:
         raise ApiError(
-            f"the body did not end within {PATIENCE_S:g} seconds", status=408, code="request_timeout"
+            f"the body did not end within {PATIENCE_S:g} seconds",
+            status=408,
+            code="request_timeout",
         ) from None
     if size > limit:
         raise too_large

@@ -16,28 +16,55 @@ from moonlet.server.openapi import (
 )
 from moonlet.server.thinking import EFFORTS
 
-_URL = either({"type": "string", "minLength": 1}, obj(("url",), url={"type": "string", "minLength": 1}))
+_SAID: Schema = {"type": "string", "minLength": 1}
+_URL = either(_SAID, obj(("url",), url=_SAID))
+_TEXT_PART = obj(("type", "text"), type=one_of("text"), text=_SAID)
 _PART = either(
-    obj(("type", "text"), type=one_of("text"), text=TEXT),
+    _TEXT_PART,
     obj(("type", "image_url"), type=one_of("image_url"), image_url=_URL),
     obj(("type", "video_url"), type=one_of("video_url"), video_url=_URL),
 )
 _CALL = obj(
     ("id", "function"),
-    id=TEXT,
+    id=_SAID,
     type=one_of("function"),
-    function=obj(("name",), name=TEXT, arguments=either(TEXT, ANY_OBJECT, {"type": "null"})),
+    function=obj(
+        ("name",),
+        name=_SAID,
+        arguments=either(TEXT, ANY_OBJECT, {"type": "null"}),
+    ),
 )
-_MESSAGE = obj(
-    ("role",),
-    role=one_of("system", "developer", "user", "assistant", "tool"),
-    content=either(TEXT, listed(_PART), {"type": "null"}),
-    name=optional(TEXT),
-    reasoning_content=optional(TEXT),
-    reasoning=optional(TEXT),
-    tool_calls=optional(listed(_CALL)),
-    tool_call_id=optional(TEXT),
-    partial=optional(BOOLEAN),
+_NAME = optional(TEXT)
+_MESSAGE = either(
+    obj(
+        ("role", "content"),
+        role=one_of("system", "developer"),
+        content=either(TEXT, listed(_TEXT_PART)),
+        name=_NAME,
+    ),
+    obj(
+        ("role", "content"),
+        role=one_of("user"),
+        content=either(_SAID, listed(_PART, 1)),
+        name=_NAME,
+    ),
+    obj(
+        ("role",),
+        role=one_of("assistant"),
+        content=either(TEXT, listed(_TEXT_PART), {"type": "null"}),
+        reasoning_content=optional(TEXT),
+        reasoning=optional(TEXT),
+        tool_calls=optional(listed(_CALL)),
+        partial=optional(BOOLEAN),
+        name=_NAME,
+    ),
+    obj(
+        ("role", "content", "tool_call_id"),
+        role=one_of("tool"),
+        content=either(TEXT, listed(_PART)),
+        tool_call_id=_SAID,
+        name=_NAME,
+    ),
 )
 _FUNCTION = obj(
     ("name",),
@@ -58,7 +85,7 @@ _FORMAT = either(
         type=one_of("json_schema"),
         json_schema=obj(
             ("name", "schema"),
-            name={"type": "string", "minLength": 1},
+            name=_SAID,
             schema=ANY_OBJECT,
             strict=optional(BOOLEAN),
         ),

@@ -26,7 +26,9 @@ class Metrics:
     def __init__(self, stats: Callable[[], dict[str, float]]) -> None:
         self.registry = registry = CollectorRegistry()
 
-        def make(kind: Any, name: str, text: str, labels: tuple[str, ...] = _MODEL, **more: Any) -> Any:
+        def make(
+            kind: Any, name: str, text: str, labels: tuple[str, ...] = _MODEL, **more: Any
+        ) -> Any:
             return kind(f"moonlet:{name}", text, labels, registry=registry, **more)
 
         self.running: Gauge = make(Gauge, "num_requests_running", "Requests that are answered", ())
@@ -48,10 +50,16 @@ class Metrics:
             Counter, "request_refused", "Requests without an answer, by HTTP status", ("status",)
         )
         self.first: Histogram = make(
-            Histogram, "time_to_first_token_seconds", "From request to first event", buckets=_SECONDS
+            Histogram,
+            "time_to_first_token_seconds",
+            "From request to first event",
+            buckets=_SECONDS,
         )
         self.between: Histogram = make(
-            Histogram, "inter_token_latency_seconds", "Between two events of a choice", buckets=_GAPS
+            Histogram,
+            "inter_token_latency_seconds",
+            "Between two events of a choice",
+            buckets=_GAPS,
         )
         self.whole: Histogram = make(
             Histogram, "e2e_request_latency_seconds", "From request to end", buckets=_SECONDS

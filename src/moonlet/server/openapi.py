@@ -61,6 +61,7 @@ ERROR = obj(
     ),
     request_id=TEXT,
 )
+EVENT = obj(("data",), data=TEXT, event=TEXT)  # one of a stream
 HEALTH = obj(("status",), status=TEXT)
 MODEL = obj(
     ("id", "object", "created", "owned_by"),
@@ -95,9 +96,11 @@ def operation(
         else {"application/json": {"schema": answer}}
     )
     if streams:
-        content["text/event-stream"] = {"schema": TEXT}
+        content["text/event-stream"] = {"schema": EVENT}
     told = {"content": {"application/json": {"schema": error}}}
-    extra: dict[str, Any] = {"responses": {"200": {"description": "The answer", "content": content}}}
+    extra: dict[str, Any] = {
+        "responses": {"200": {"description": "The answer", "content": content}}
+    }
     if body is not None:
         extra["requestBody"] = {"required": True, "content": {kind: {"schema": body}}}
     return {

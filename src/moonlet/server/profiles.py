@@ -1,9 +1,9 @@
 """How strict the server is, as data: `moonlet serve --compat open|kimi|openai`.
 
-    open     the default: serves everything that can be served, whoever's dialect it is
-    kimi     refuses what the Kimi API refuses, in its words, so that its verifiers pass
-    openai   refuses what OpenAI refuses, and answers without members that OpenAI does not have,
-             apart from `reasoning_content`
+open     the default: serves everything that can be served, whoever's dialect it is
+kimi     refuses what the Kimi API refuses, in its words, so that its verifiers pass
+openai   refuses what OpenAI refuses, and answers without members that OpenAI does not have,
+         apart from `reasoning_content`
 """
 
 import re
@@ -24,8 +24,8 @@ class ModelRules:
     name: re.Pattern[str]
     thinking: tuple[float, ...] | None = None
     instant: tuple[float, ...] | None = None
-    top_p: float | None = None
-    penalties: float | None = None
+    top_p: tuple[float, ...] | None = None
+    penalties: tuple[float, ...] | None = None
     max_n: int = 5
     cold_alone: bool = True
 
@@ -36,20 +36,52 @@ _KIMI_MODELS = (
     ModelRules(re.compile(r"moonshot-v1")),
     ModelRules(re.compile(r"(?i)k2[-_]?thinking")),
     ModelRules(re.compile(r"(?i)k2(?![.\d])|moonlight")),
-    ModelRules(re.compile(r""), (0.0, 0.6, 1.0), (0.6,), top_p=0.95, penalties=0.0, max_n=1),
+    ModelRules(re.compile(r""), (0.0, 0.6, 1.0), (0.6,), top_p=(0.95,), penalties=(0.0,), max_n=1),
 )
 
 _ANY_MODEL = (ModelRules(re.compile(""), max_n=16, cold_alone=False),)
 _TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")  # wider than OpenAI by the dot, for tool servers
 
 _OPENAI_MEMBERS = frozenset(
-    """
-    messages model audio frequency_penalty function_call functions logit_bias logprobs
-    max_completion_tokens max_tokens metadata modalities moderation n parallel_tool_calls prediction
-    presence_penalty prompt_cache_key prompt_cache_options prompt_cache_retention reasoning_effort
-    response_format safety_identifier seed service_tier stop store stream stream_options temperature
-    tool_choice tools top_logprobs top_p user verbosity web_search_options
-    """.split()
+    [
+        "messages",
+        "model",
+        "audio",
+        "frequency_penalty",
+        "function_call",
+        "functions",
+        "logit_bias",
+        "logprobs",
+        "max_completion_tokens",
+        "max_tokens",
+        "metadata",
+        "modalities",
+        "moderation",
+        "n",
+        "parallel_tool_calls",
+        "prediction",
+        "presence_penalty",
+        "prompt_cache_key",
+        "prompt_cache_options",
+        "prompt_cache_retention",
+        "reasoning_effort",
+        "response_format",
+        "safety_identifier",
+        "seed",
+        "service_tier",
+        "stop",
+        "store",
+        "stream",
+        "stream_options",
+        "temperature",
+        "tool_choice",
+        "tools",
+        "top_logprobs",
+        "top_p",
+        "user",
+        "verbosity",
+        "web_search_options",
+    ]
 )
 
 

@@ -9,7 +9,7 @@ their request as such a body and parse it here.
 from dataclasses import dataclass, field
 from typing import Any
 
-from moonlet.chat.messages import Message, parse_messages
+from moonlet.chat.messages import parse_messages
 from moonlet.chat.provider import ChatRequest, ModelCard
 from moonlet.chat.repair import repair
 from moonlet.server.errors import ApiError
@@ -109,7 +109,9 @@ def repair_headers(repairs: list[str]) -> dict[str, str]:
     """
     if not repairs:
         return {}
-    told = "; ".join(repairs[:20]) + (f"; and {len(repairs) - 20} more" if len(repairs) > 20 else "")
+    told = "; ".join(repairs[:20]) + (
+        f"; and {len(repairs) - 20} more" if len(repairs) > 20 else ""
+    )
     plain = "".join(c if " " <= c <= "~" else "?" for c in told)
     return {"x-moonlet-repairs": plain if len(plain) <= 2000 else plain[:1997] + "..."}
 
@@ -149,5 +151,3 @@ def _max_tokens(body: dict[str, Any], card: ModelCard) -> int | None:
             "max_tokens",
         )
     return old if new is None else new
-
-

@@ -23,7 +23,9 @@ def parse_sampling(body: dict[str, Any], rules: ModelRules, thinking: bool) -> S
         raise ApiError("top_p must be above 0; for the likeliest token use temperature 0", "top_p")
     repetition = number(body, "repetition_penalty", 0, 10)
     if repetition == 0:
-        raise ApiError("repetition_penalty must be above 0; 1 changes nothing", "repetition_penalty")
+        raise ApiError(
+            "repetition_penalty must be above 0; 1 changes nothing", "repetition_penalty"
+        )
     top_k = integer(body, "top_k", -1, 2**31 - 1)
     seed = integer(body, "seed", -_INT64, _INT64 - 1)
     asked = Sampling(
@@ -92,18 +94,19 @@ def _logit_bias(raw: dict[str, Any]) -> tuple[tuple[int, float], ...]:
         if not _TOKEN_ID.fullmatch(key):
             raise ApiError(f"logit_bias has the key {key[:40]!r}, not a token id", "logit_bias")
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ApiError(f"logit_bias[{key}] must be a number, not {kind_of(value)}", "logit_bias")
+            raise ApiError(
+                f"logit_bias[{key}] must be a number, not {kind_of(value)}", "logit_bias"
+            )
         if not -100 <= value <= 100:
             raise ApiError(f"logit_bias[{key}] must be within -100 and 100", "logit_bias")
         biases.append((int(key), float(value)))
     return tuple(biases)
 
 
-def _check_fixed(name: str, value: float | None, allowed: float | Sequence[float] | None) -> None:
+def _check_fixed(name: str, value: float | None, allowed: Sequence[float] | None) -> None:
     """The Kimi API takes a fixed parameter when it has the fixed value, and says so otherwise."""
     if value is None or allowed is None:
         return
-    values = (allowed,) if isinstance(allowed, float) else allowed
-    if value not in values:
-        shown = " or ".join(f"{one:g}" for one in values)
+    if value not in allowed:
+        shown = " or ".join(f"{one:g}" for one in allowed)
         raise ApiError(f"invalid {name}: only {shown} is allowed for this model", name)

@@ -37,10 +37,14 @@ def _check_closed(node: Any, where: str, path: str) -> None:
         if not isinstance(properties, dict):
             raise _refusal(where, path, "'properties' must be an object")
         listed = node.get("required")
-        required = {name for name in listed if isinstance(name, str)} if isinstance(listed, list) else ()
+        required = (
+            {name for name in listed if isinstance(name, str)} if isinstance(listed, list) else ()
+        )
         missing = [name for name in properties if name not in required]
         if missing:
-            raise _refusal(where, path, f"'required' must hold every property, {missing[0][:40]!r} too")
+            raise _refusal(
+                where, path, f"'required' must hold every property, {missing[0][:40]!r} too"
+            )
     for name in ("properties", "$defs", "definitions"):
         inner = node.get(name)
         for key, value in (inner if isinstance(inner, dict) else {}).items():
@@ -51,4 +55,6 @@ def _check_closed(node: Any, where: str, path: str) -> None:
 
 
 def _refusal(where: str, path: str, detail: str) -> PromptError:
-    return PromptError(f"Invalid schema for {where}: in '{path[-120:] or 'root'}', {detail}.", where)
+    return PromptError(
+        f"Invalid schema for {where}: in '{path[-120:] or 'root'}', {detail}.", where
+    )

@@ -77,9 +77,7 @@ def _check_forced(
     if only is not None and only not in names:
         raise ApiError(f"tool_choice names {only[:80]!r}, which tools do not have", "tool_choice")
     if thinking and not profile.forces_thinkers:
-        raise ApiError(
-            f"tool_choice '{kind}' is incompatible with thinking enabled", "tool_choice"
-        )
+        raise ApiError(f"tool_choice '{kind}' is incompatible with thinking enabled", "tool_choice")
 
 
 def _name(tool: Any, where: str, profile: Profile) -> str:

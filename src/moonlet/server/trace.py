@@ -36,7 +36,9 @@ class OtlpTracing:
         from opentelemetry.propagate import extract
         from opentelemetry.trace import SpanKind
 
-        carrier = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        carrier = {
+            name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
+        }
         attributes = {
             "gen_ai.request.model": model,
             "url.path": scope["path"],

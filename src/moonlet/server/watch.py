@@ -24,7 +24,9 @@ RETRY_AFTER_S = 5
 class Span(Protocol):
     """What is told of one request to a tracing system; see trace.py."""
 
-    def end(self, reasons: list[str], usage: Usage | None, failure: BaseException | None) -> None: ...
+    def end(
+        self, reasons: list[str], usage: Usage | None, failure: BaseException | None
+    ) -> None: ...
 
 
 class Tracing(Protocol):
