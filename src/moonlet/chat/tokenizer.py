@@ -166,6 +166,11 @@ class TextStream:
     def push(self, token_id: int) -> str:
         return self._decoder.decode(self._tokenizer.decode_bytes([token_id]))
 
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether the tokens so far end inside a character."""
+        return bool(self._decoder.getstate()[0])
+
     def flush(self) -> str:
         """What is left, an unfinished character as U+FFFD; the stream is then as new."""
         text = self._decoder.decode(b"", final=True)
