@@ -15,7 +15,7 @@ from moonlet.errors import PromptError
 from moonlet.server import create_app
 from moonlet.server.body import MAX_DEPTH, MAX_STRUCTURE, parse_object
 from moonlet.server.errors import ApiError
-from moonlet.server.request import ApiRequest, parse_request, repair_headers
+from moonlet.server.request import ApiRequest, parse_request
 from tests.server.running import Running, serving
 
 BODY: dict[str, Any] = {"model": "fake", "messages": [{"role": "user", "content": "hi"}]}
@@ -203,7 +203,7 @@ def test_a_schema_that_is_not_strict_is_enforced_where_that_is_certain() -> None
 def test_a_schema_does_not_go_with_a_prefix(kind: str) -> None:
     fields = {
         **json_schema(),
-        "messages": [*BODY["messages"], {"role": "assistant", "content": "{"}],
+        "messages": [*BODY["messages"], {"role": "assistant", "content": "{", "partial": True}],
     }
     fields["response_format"]["type"] = kind
     with pytest.raises(ApiError, match="partial") as caught:
@@ -211,14 +211,27 @@ def test_a_schema_does_not_go_with_a_prefix(kind: str) -> None:
     assert caught.value.param == "response_format"
 
 
-def test_repairs_are_told_in_a_header_that_no_client_can_break() -> None:
-    assert repair_headers([]) == {}
-    assert repair_headers(["a", "b"]) == {"x-moonlet-repairs": "a; b"}
-    hostile = repair_headers(["id \r\nSet-Cookie: x", "\u6708" * 5000])["x-moonlet-repairs"]
-    assert hostile.isprintable()
-    assert hostile.isascii()
-    assert len(hostile) == 2000
-    assert repair_headers(["x"] * 25)["x-moonlet-repairs"].endswith("; and 5 more")
+def call(call_id: str) -> dict[str, Any]:
+    return {"id": call_id, "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+
+def test_a_history_is_repaired_and_that_is_told() -> None:
+    loop = [
+        *BODY["messages"],
+        {"role": "assistant", "tool_calls": [call("call_abc")]},
+        {"role": "tool", "tool_call_id": "call_abc", "content": "5"},
+    ]
+    request = parsed(messages=loop)
+    assert request.headers == {"x-moonlet-repairs": "reasoning, tool_ids"}
+    assert request.chat.messages[1].tool_calls[0].id == "functions.f:0"
+    assert request.chat.messages[2].tool_call_id == "functions.f:0"
+    assert parsed().headers == {}
+
+
+def test_a_partial_message_goes_on() -> None:
+    begun = {"role": "assistant", "content": "It is ", "partial": True}
+    request = parsed(messages=[*BODY["messages"], begun])
+    assert request.chat.messages[-1].partial
 
 
 def test_tools_go_on_unchanged() -> None:

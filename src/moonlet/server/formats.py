@@ -28,7 +28,7 @@ def parse_format(
     kind = choice(value, "type", kinds, within="response_format.")
     if kind == "text":
         return None
-    if messages[-1].role == "assistant":
+    if messages[-1].partial:
         raise ApiError(
             f"response_format {kind} cannot be combined with partial mode: prefill '{{' without it, "
             "or leave the last message out",

@@ -103,17 +103,8 @@ def parse_request(body: dict[str, Any], card: ModelCard, profile: Profile = OPEN
 
 
 def repair_headers(repairs: list[str]) -> dict[str, str]:
-    """The header that tells what was mended in a history; none when nothing was.
-
-    Bounded and in plain ASCII, for what is told was written by the client.
-    """
-    if not repairs:
-        return {}
-    told = "; ".join(repairs[:20]) + (
-        f"; and {len(repairs) - 20} more" if len(repairs) > 20 else ""
-    )
-    plain = "".join(c if " " <= c <= "~" else "?" for c in told)
-    return {"x-moonlet-repairs": plain if len(plain) <= 2000 else plain[:1997] + "..."}
+    """The header that tells what was mended in a history; none when nothing was."""
+    return {"x-moonlet-repairs": ", ".join(repairs)} if repairs else {}
 
 
 def _refuse_unknown(body: dict[str, Any], profile: Profile) -> None:
