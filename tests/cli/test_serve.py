@@ -23,7 +23,7 @@ import asyncio
 from moonlet.chat.fake import FakeProvider, says
 from moonlet.cli import serve
 from moonlet.cli.main import main
-serve.load_provider = lambda model, keep_floats: FakeProvider(SCRIPT)
+serve.load_provider = lambda *_: FakeProvider(SCRIPT)
 serve.SHUTDOWN_S = 0
 sys.exit(main(["serve", "--port", "0", *sys.argv[1:]]))
 """
@@ -134,7 +134,7 @@ import threading
 from moonlet.cli import serve
 from moonlet.cli.main import main
 from moonlet.errors import CheckpointError
-def load(model, keep_floats):
+def load(*_):
     print("loading", flush=True)
     OUTCOME
 real = serve.bind

@@ -49,6 +49,8 @@ class FakeProvider:
             raise
         self.finished += 1
 
+    def close(self) -> None: ...
+
 
 def says(text: str, prompt_tokens: int = 1) -> list[Event]:
     """The script of a provider that answers `text`, one event per word, and stops."""

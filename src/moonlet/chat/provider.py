@@ -187,6 +187,10 @@ class Provider(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Ends what still runs and gives back what is held; not to be asked any more."""
+        ...
+
 
 class TextProvider(Provider, Protocol):
     """A provider with the model at hand: plain text, counts and tokens too."""

@@ -80,10 +80,13 @@ def add_model_options(parser: ArgumentParser) -> None:
     )
 
 
-def load_provider(model: str | None, keep_floats: bool = False) -> "Provider":
+def load_provider(
+    model: str | None, keep_floats: bool = False, cache: tuple[Path, int] | None = None
+) -> "Provider":
     """The model that MODEL names, loaded and ready to answer.
 
-    `keep_floats`: float weights beside quantized ones stay as stored. Raises what `describe` raises,
+    `keep_floats`: float weights beside quantized ones stay as stored. cache: a folder where the latents of
+    prompts outlive the process, and at most how many bytes of them. Raises what `describe` raises,
     and CheckpointError for weights that cannot be used.
     """
     if model is not None:
@@ -91,11 +94,12 @@ def load_provider(model: str | None, keep_floats: bool = False) -> "Provider":
     with busy(f"loading {model or EMBEDDED}"):
         from moonlet.checkpoint import resolve
         from moonlet.checkpoint.packed import is_packed
-        from moonlet.engine import load
+        from moonlet.engine import CacheFolder, load
 
+        folder = None if cache is None else CacheFolder(*cache)
         floats = "stored" if keep_floats else "Q8_0"
         if model is None:
-            return load(nano.folder(), EMBEDDED, floats)
+            return load(nano.folder(), EMBEDDED, floats, folder)
         path, weights = _path(model), resolve(model)
         if keep_floats and is_packed(weights):
             raise UsageError(
@@ -103,7 +107,7 @@ def load_provider(model: str | None, keep_floats: bool = False) -> "Provider":
                 "--dtype bf16 in place of --keep-floats"
             )
         name = path.resolve().stem if path.is_file() else path.resolve().name
-        return load(weights, name if path.exists() else model, floats)
+        return load(weights, name if path.exists() else model, floats, folder)
 
 
 def checkpoint_path(model: str | None) -> Path:

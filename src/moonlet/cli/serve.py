@@ -14,6 +14,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moonlet.cli.console import UsageError, add_json_flag, print_json
@@ -72,6 +73,19 @@ def add_parser(commands: Any) -> None:
         help="refuse further requests while N wait for their first token (%(default)s)",
     )
     parser.add_argument(
+        "--cache-dir",
+        type=Path,
+        metavar="DIR",
+        help="keep what prompts were computed to there, so that a restart need not compute them again",
+    )
+    parser.add_argument(
+        "--cache-gb",
+        type=float,
+        default=20.0,
+        metavar="N",
+        help="at most so many GB in --cache-dir (%(default)g)",
+    )
+    parser.add_argument(
         "--otel",
         action="store_true",
         help="send a trace of every request as OTEL_EXPORTER_OTLP_ENDPOINT says (needs moonlet[otel])",
@@ -86,13 +100,34 @@ def run(args: Namespace) -> int:
         app = _app(args, loading, stack)
         # The port first: loading a large model only to find it taken would be a waste.
         sock = stack.enter_context(bind(args.host, args.port))
+        stack.callback(_close, loading)  # after the server has ended
         server = stack.enter_context(answering(app, sock))
-        provider = load_provider(args.model, args.keep_floats)
+        provider = load_provider(args.model, args.keep_floats, _cache(args))
         loading.set_result(provider)
         url = f"http://{_reachable(args.host)}:{sock.getsockname()[1]}"
         _announce(url, provider, request(url, provider, with_key=bool(_keys(args))), args.json)
         wait(server)
     return 0
+
+
+def _cache(args: Namespace) -> tuple[Path, int] | None:
+    """The folder for the latents of prompts, and at most how many bytes. Raises UsageError."""
+    if not 0 < args.cache_gb < 1e6:
+        raise UsageError(f"--cache-gb is {args.cache_gb:g}, but it must be above 0")
+    if args.cache_dir is None:
+        return None
+    try:
+        args.cache_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"--cache-dir {args.cache_dir} cannot be used: {error.strerror}"
+        ) from error
+    return args.cache_dir, int(args.cache_gb * 1e9)
+
+
+def _close(loading: "Future[Provider]") -> None:
+    if loading.done() and not loading.cancelled() and loading.exception() is None:
+        loading.result().close()
 
 
 def _app(args: Namespace, loading: "Future[Provider]", stack: ExitStack) -> "FastAPI":
