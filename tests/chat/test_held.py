@@ -37,6 +37,7 @@ from tests.chat.completions import (
         ("STOP", ("OP", "STOP", "TOP"), "", "STOP"),  # complete at once: the longest
         ("STOP", ("STOP", "TO"), "S", "TO"),  # complete first, wherever tokens end
         ("a\nb\n\n\nc", ("\n\n",), "a\nb", "\n\n"),
+        ("\nb", ("\n\n",), "\nb", None),
         ("aabaabaaab", ("aabaaab",), "aab", "aabaaab"),
         ("é!é?", ("é?",), "é!", "é?"),
         ("é🙂é", ("🙂",), "é", "🙂"),
