@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from moonlet.chat.held import HeldText
 from moonlet.chat.parser import OutputParser
 from moonlet.chat.provider import Finish, TextDelta, TokenLogprob, Usage
 from moonlet.chat.tokenizer import BYTE_TOKENS, Tokenizer
@@ -36,6 +37,7 @@ from tests.chat.completions import (
         ("STOP", ("OP", "STOP", "TOP"), "", "STOP"),  # complete at once: the longest
         ("STOP", ("STOP", "TO"), "S", "TO"),  # complete first, wherever tokens end
         ("a\nb\n\n\nc", ("\n\n",), "a\nb", "\n\n"),
+        ("\nb", ("\n\n",), "\nb", None),
         ("aabaabaaab", ("aabaaab",), "aab", "aabaaab"),
         ("é!é?", ("é?",), "é!", "é?"),
         ("é🙂é", ("🙂",), "é", "🙂"),
@@ -135,3 +137,11 @@ def test_reasoning_and_calls_tell_no_logprobs() -> None:
     ids = ids_of(f"a{ONE}b</think>{ONE}")
     events = [e for i, logprob in with_logprobs(ids) for e in parser.push(i, logprob)]
     assert not any(isinstance(event, TextDelta) for event in [*events, *parser.finish("stop")])
+
+
+def test_what_was_taken_back_is_told_neither_then_nor_later() -> None:
+    held = HeldText(trims_blanks=True)
+    logprobs = [TokenLogprob(token, -1.0) for token in (b"a", b"\n")]
+    assert [held.push(p.token.decode(), p) for p in logprobs] == ["a", ""]
+    assert (held.before_call(), held.told) == ("", ())
+    assert (held.release(), held.told) == ("", ())

@@ -228,7 +228,9 @@ SIZES = st.lists(st.integers(1, 6), min_size=1, max_size=4) | st.just(list(WHOLE
 OPTIONS = st.builds(
     Options,
     starts_in_reasoning=st.booleans(),
-    stop=st.sampled_from([(), (), ("STOP",), ("OP", "STOP"), (" ", "é"), (SINGULAR[:12], "{")]),
+    stop=st.sampled_from(
+        [(), (), ("STOP",), ("OP", "STOP"), (" ", "é"), (SINGULAR[:12], "{"), ("  ",)]
+    ),
     tools=st.sampled_from([TOOLS, TOOLS, TOOLS[1:], None, []]),
     first_index=st.sampled_from([0, 0, 1, 5]),
     stop_after_first_call=st.sampled_from([False, False, True]),

@@ -93,6 +93,11 @@ def test_a_canonical_history_stays_as_it_is() -> None:
             [calls("a=f"), user(), calls("b=g"), result("x")],
             ["functions.f:0", "functions.g:1", "functions.g:1"],
         ),
+        # a known id means its own call, even if only another one waits
+        (
+            [calls("a=f", "b=g"), result("a"), result("a")],
+            ["functions.f:0", "functions.g:1", "functions.f:0", "functions.f:0"],
+        ),
         # the old meaning of an id that was given again is out of reach
         (
             [calls("a=f"), calls("a=g"), result("a")],
@@ -112,6 +117,7 @@ def test_ids(messages: list[Message], wanted: list[str]) -> None:
     [
         ([user(), result("x")], 1, 0),
         ([calls("a=f", "b=g"), result("x")], 1, 2),
+        ([calls("a=f"), calls("b=g"), result("x")], 2, 2),
         ([calls("a=f"), result("a"), result("x")], 2, 0),
         ([calls("a=f"), Message("tool", (TextPart("r"),)), result("x")], 2, 0),
         ([calls("a=f"), user(), Message("assistant", (TextPart("no"),)), result("x")], 3, 0),
