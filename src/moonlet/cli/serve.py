@@ -86,12 +86,12 @@ def run(args: Namespace) -> int:
         app = _app(args, loading, stack)
         # The port first: loading a large model only to find it taken would be a waste.
         sock = stack.enter_context(bind(args.host, args.port))
-        server = stack.enter_context(answering(app, sock))
+        ended = stack.enter_context(answering(app, sock))
         provider = load_provider(args.model, args.keep_floats)
         loading.set_result(provider)
         url = f"http://{_reachable(args.host)}:{sock.getsockname()[1]}"
         _announce(url, provider, request(url, provider, with_key=bool(_keys(args))), args.json)
-        wait(server)
+        wait(ended)
     return 0
 
 
@@ -144,8 +144,11 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 @contextmanager
-def answering(app: "FastAPI", sock: socket.socket) -> Iterator[threading.Thread]:
-    """A server for `app` on `sock`, in the thread that is given, for as long as the `with` lasts."""
+def answering(app: "FastAPI", sock: socket.socket) -> Iterator[threading.Event]:
+    """A server for `app` on `sock`, in another thread, for as long as the `with` lasts.
+
+    The event is set when the server has ended.
+    """
     import uvicorn
 
     config = uvicorn.Config(
@@ -158,23 +161,31 @@ def answering(app: "FastAPI", sock: socket.socket) -> Iterator[threading.Thread]
         timeout_graceful_shutdown=SHUTDOWN_S,
     )
     server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, args=([sock],), name="moonlet-server")
+    ended = threading.Event()
+
+    def work() -> None:
+        try:
+            server.run([sock])
+        finally:
+            ended.set()
+
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops as Ctrl-C does
-    thread.start()
+    threading.Thread(target=work, name="moonlet-server").start()
     try:
-        yield thread
+        yield ended
     finally:
         server.should_exit = True
         try:
-            thread.join()
+            # Not Thread.join: a join that Ctrl-C interrupts takes the thread for ended (Python 3.11).
+            ended.wait()
         finally:  # pressed again: nothing is waited for any more
             server.force_exit = True
             signal.signal(signal.SIGTERM, before)
 
 
-def wait(server: threading.Thread) -> None:
+def wait(ended: threading.Event) -> None:
     """Until the server ends, or until Ctrl-C, which is raised as KeyboardInterrupt."""
-    server.join()
+    ended.wait()
 
 
 def request(url: str, provider: "Provider", *, with_key: bool = False) -> str:
