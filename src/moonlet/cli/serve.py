@@ -86,12 +86,12 @@ def run(args: Namespace) -> int:
         app = _app(args, loading, stack)
         # The port first: loading a large model only to find it taken would be a waste.
         sock = stack.enter_context(bind(args.host, args.port))
-        ended = stack.enter_context(answering(app, sock))
+        server = stack.enter_context(answering(app, sock))
         provider = load_provider(args.model, args.keep_floats)
         loading.set_result(provider)
         url = f"http://{_reachable(args.host)}:{sock.getsockname()[1]}"
         _announce(url, provider, request(url, provider, with_key=bool(_keys(args))), args.json)
-        wait(ended)
+        wait(server)
     return 0
 
 
@@ -145,9 +145,9 @@ def bind(host: str, port: int) -> socket.socket:
 
 @contextmanager
 def answering(app: "FastAPI", sock: socket.socket) -> Iterator[threading.Event]:
-    """A server for `app` on `sock`, in another thread, for as long as the `with` lasts.
+    """A server for `app` on `sock`, for as long as the `with` lasts; the event is set when it has ended.
 
-    The event is set when the server has ended.
+    An event, because Ctrl-C in `Thread.join` makes Python 3.11 take the thread for ended.
     """
     import uvicorn
 
@@ -163,20 +163,20 @@ def answering(app: "FastAPI", sock: socket.socket) -> Iterator[threading.Event]:
     server = uvicorn.Server(config)
     ended = threading.Event()
 
-    def work() -> None:
+    def run() -> None:
         try:
             server.run([sock])
         finally:
             ended.set()
 
+    thread = threading.Thread(target=run, name="moonlet-server")
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops as Ctrl-C does
-    threading.Thread(target=work, name="moonlet-server").start()
+    thread.start()
     try:
         yield ended
     finally:
         server.should_exit = True
         try:
-            # Not Thread.join: a join that Ctrl-C interrupts takes the thread for ended (Python 3.11).
             ended.wait()
         finally:  # pressed again: nothing is waited for any more
             server.force_exit = True
