@@ -83,6 +83,7 @@ class _Request:
 
     def __init__(self, watch: Watch, model: str, span: Any) -> None:
         self.watch, self.metrics, self.model, self.span = watch, watch.metrics, model, span
+        self.between = watch.metrics.between.labels(model)  # looked up once, not for every token
         self.began = time.monotonic()
         self.last: dict[int, float] = {}
         self.usages: list[Usage] = []
@@ -96,7 +97,7 @@ class _Request:
             self.watch.running += 1
             self.metrics.first.labels(self.model).observe(now - self.began)
         elif event.choice in self.last and not isinstance(event, Finish):
-            self.metrics.between.labels(self.model).observe(now - self.last[event.choice])
+            self.between.observe(now - self.last[event.choice])
         self.last[event.choice] = now
         if isinstance(event, Finish):
             self.usages.append(event.usage)
