@@ -29,6 +29,7 @@ from moonlet.errors import (
     MoonletError,
     NotSupportedError,
     PromptError,
+    TokenizerError,
 )
 from moonlet.model import FloatForm, is_quantized, load_model, load_packed
 
@@ -168,9 +169,12 @@ def load(path: Path, name: str, floats: FloatForm = "Q8_0") -> LocalProvider:
     """
     config = read_config(path)
     with companions(path) as folder:
-        tokenizer = Tokenizer.from_folder(folder)
-        template = load_template(folder, tokenizer, config.max_position_embeddings)
-        defaults = SamplingDefaults.from_folder(folder)
+        try:
+            tokenizer = Tokenizer.from_folder(folder)
+            template = load_template(folder, tokenizer, config.max_position_embeddings)
+            defaults = SamplingDefaults.from_folder(folder)
+        except (CheckpointError, TokenizerError) as error:  # who gave a GGUF knows no such folder
+            raise type(error)(str(error).replace(str(folder), str(path))) from error
     _check_fit(config, tokenizer)  # before the weights come, which may take long
     model = (
         load_packed(path, floats) if is_quantized(path) else load_model(path, compute_type(config))
