@@ -6,7 +6,7 @@
 
 Both run in turn, the memory's bandwidth read before and after each; figures are medians. moonlet stays loaded
 and sleeps while llama.cpp runs. Depths of moonlet are random latents in the cache; llama-bench computes its own.
-Both sides need memory for the model at the same time. Writes cpu.json and cpu.md.
+Both sides need memory for the model at the same time. Writes cpu.json and cpu.md, to which later runs add.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from support import peer as peers
@@ -102,7 +102,7 @@ def main() -> None:
                 if args.depths:
                     shape = replace(shape, depths=tuple(map(int, args.depths.split(","))))
                 for one in measure(name, shape, path, peer, args.repeat):
-                    results.append(one)
+                    results.append(replace(one, commit=commit()))
                     _write(
                         args.out, peer, results
                     )  # what is measured survives whatever happens next
@@ -187,20 +187,25 @@ def _in_turn(
             one.bandwidths.append(bandwidth.read())
 
 
-def _write(folder: Path | None, peer: peers.Peer | None, results: list[Measured]) -> None:
+def _write(folder: Path | None, peer: peers.Peer | None, new: list[Measured]) -> None:
+    """What is measured anew takes the place of the same measurement of earlier runs; the others stay."""
     if folder is None:
         return
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=RESULTS.parent, capture_output=True, text=True
-    )
+    path = folder / "cpu.json"
+    measured = {(one.file, one.name): one for one in [*_read(path), *new]}
+    order = {name: i for i, name in enumerate(SHAPES)}
+    results = sorted(measured.values(), key=lambda one: order[one.file])
     document = {
         "machine": machine(),
         "python": platform.python_version(),
-        "commit": commit.stdout.strip() or None,
         "peer": peer and peer.version(),
         "results": [
             asdict(one)
-            | {"ratio": one.ratio, "bandwidth_share": one.bandwidth_share, "bars": one.verdicts()}
+            | {
+                "ratio": one.ratio,
+                "bandwidth_share": one.bandwidth_share,
+                "verdicts": one.verdicts(),
+            }
             for one in results
         ],
     }
@@ -209,6 +214,21 @@ def _write(folder: Path | None, peer: peers.Peer | None, results: list[Measured]
         beside = folder / f".{name}.partial"
         beside.write_text(text + ("" if text.endswith("\n") else "\n"))
         beside.replace(folder / name)
+
+
+def _read(path: Path) -> list[Measured]:
+    """What earlier runs found."""
+    if not path.exists():
+        return []
+    names = [field.name for field in fields(Measured)]
+    results = json.loads(path.read_text())["results"]
+    return [Measured(**{name: one[name] for name in names if name in one}) for one in results]
+
+
+def commit() -> str | None:
+    asked = ["git", "rev-parse", "--short", "HEAD"]
+    done = subprocess.run(asked, cwd=RESULTS.parent, capture_output=True, text=True)
+    return done.stdout.strip() or None
 
 
 def say(text: str) -> None:

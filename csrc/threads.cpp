@@ -4,10 +4,12 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <cstdlib>
 #include <fstream>
 #include <memory>
 #include <mutex>
 #include <set>
+#include <stdexcept>
 #include <string>
 #include <system_error>
 #include <thread>
@@ -57,7 +59,17 @@ std::vector<int> core_cpus() {
 std::vector<int> core_cpus() { return std::vector<int>(std::thread::hardware_concurrency()); }
 #endif
 
-size_t default_threads() { return std::max<size_t>(1, core_cpus().size()); }
+// As many as there are cores, or what MOONLET_THREADS says.
+size_t default_threads() {
+  const char* text = std::getenv("MOONLET_THREADS");
+  if (text == nullptr || *text == 0) return std::max<size_t>(1, core_cpus().size());
+  char* end = nullptr;
+  const long count = std::strtol(text, &end, 10);
+  if (*end != 0 || count < 1 || count > 1024) {
+    throw std::invalid_argument("MOONLET_THREADS is '" + std::string(text) + "', but it must be from 1 to 1024");
+  }
+  return static_cast<size_t>(count);
+}
 
 // Workers look for work this long before they sleep: longer than Python needs between two calls of a layer.
 constexpr auto kSpin = std::chrono::microseconds(200);

@@ -31,6 +31,7 @@ class Measured:
     bandwidths: list[float] = field(default_factory=list)  # bytes per second, before and after each
     one_thread: list[float] = field(default_factory=list)
     bytes_per_token: float | None = None  # of ours, where the bandwidth has a bar of its own
+    commit: str | None = None
 
     @property
     def ratio(self) -> float | None:

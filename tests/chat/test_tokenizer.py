@@ -273,3 +273,9 @@ def test_pipes_are_not_waited_for(tmp_path: Path, vocabulary: Path) -> None:
     assert Tokenizer.from_folder(tmp_path).special["<|im_end|>"]
     with pytest.raises(TokenizerError, match="not a regular file"):
         Tokenizer.from_file(tmp_path / "tokenizer_config.json")
+
+
+def test_a_special_token_of_any_length_is_refused_clearly() -> None:
+    """They become one regular expression, whose compiler has limits of its own."""
+    with pytest.raises(TokenizerError, match="200000 characters, 1000 are allowed"):
+        Tokenizer(BYTE_TOKENS, {"x" * 200_000: len(BYTE_TOKENS)})

@@ -33,10 +33,11 @@ EVEN = replace(
 
 
 def convert(source: Path, target: Path, mix: str | None = None, **more: Any) -> Summary:
-    imatrix = more.pop("imatrix", None)
+    imatrix, overwrite = more.pop("imatrix", None), more.pop("overwrite", False)
     wish = Wish(load_mix(mix) if mix else None, **more)
     write = to_gguf if target.suffix == ".gguf" else to_hf
-    return write(Conversion(source, target, wish, imatrix), 2, lambda done, total: None)
+    conversion = Conversion(source, target, wish, imatrix, overwrite=overwrite)
+    return write(conversion, 2, lambda done, total: None)
 
 
 def values(path: Path) -> dict[str, torch.Tensor]:
@@ -232,7 +233,25 @@ def test_a_second_vision_file_in_a_folder_is_refused(tmp_path: Path) -> None:
     convert(source, tmp_path / "one.gguf")
     with pytest.raises(CheckpointError, match="already holds the vision file mmproj-one"):
         convert(source, tmp_path / "two.gguf")
-    convert(source, tmp_path / "one.gguf", "q8_0")
+    with pytest.raises(CheckpointError, match="already holds the vision file mmproj-one"):
+        convert(
+            save(tmp_path / "t", TEXT), tmp_path / "three.gguf"
+        )  # it would be taken for its own
+    convert(source, tmp_path / "one.gguf", "q8_0", overwrite=True)
+
+
+def test_what_is_there_is_replaced_only_when_that_is_said(tmp_path: Path) -> None:
+    source = save(tmp_path / "a", TEXT)
+    (tmp_path / "notes.gguf").write_text("precious")
+    targets = [tmp_path / "notes.gguf", save(tmp_path / "b", TEXT)]
+    for target in targets:
+        before = [path.stat().st_mtime_ns for path in (target, *target.glob("*"))]
+        with pytest.raises(CheckpointError, match=r"exists already.*--overwrite"):
+            convert(source, target)
+        assert [path.stat().st_mtime_ns for path in (target, *target.glob("*"))] == before
+        convert(source, target, overwrite=True)
+    (tmp_path / "empty").mkdir()
+    convert(source, tmp_path / "empty")
 
 
 def test_other_peoples_folders_are_left_alone(tmp_path: Path) -> None:
@@ -240,7 +259,7 @@ def test_other_peoples_folders_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "thesis.tex").write_text("years of work")
     with pytest.raises(CheckpointError, match="not empty and holds no checkpoint"):
-        convert(source, tmp_path / "b")
+        convert(source, tmp_path / "b", overwrite=True)
     (tmp_path / "c.gguf").mkdir()
     with pytest.raises(CheckpointError, match="is a folder"):
         convert(source, tmp_path / "c.gguf")

@@ -31,7 +31,7 @@ from moonlet.engine import Drawn, Finished, GenerateRequest, LocalProvider, load
 from moonlet.engine.local import compute_type, sampling_defaults
 from moonlet.engine.provider import SamplingDefaults
 from moonlet.engine.stream import Item, Stream
-from moonlet.errors import CheckpointError, EngineError, MediaError, PromptError
+from moonlet.errors import CheckpointError, EngineError, MediaError, PromptError, TokenizerError
 from moonlet.model import Model, build_on_meta
 from tests.tiny_checkpoint import write_tiny_checkpoint
 
@@ -277,3 +277,16 @@ def test_a_tokenizer_of_another_model_is_refused(folder: Path, tmp_path: Path) -
     write_vocabulary(other / "tiktoken.model", [*BYTE_TOKENS, b"ab", b"cd"])
     with pytest.raises(CheckpointError, match="different models"):
         load(other, "other")
+
+
+def test_a_fault_in_a_gguf_names_the_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its tokenizer is written to a folder first, which nobody has ever heard of."""
+    from moonlet.cli.main import main
+
+    path = tmp_path / "m.gguf"
+    assert main(["convert", "nano", str(path), "--mix", "q8_0"]) == 0
+    monkeypatch.setattr(
+        Tokenizer, "from_folder", lambda folder: Tokenizer.from_file(folder / "gone.model")
+    )
+    with pytest.raises(TokenizerError, match=str(path)):
+        load(path, "m")

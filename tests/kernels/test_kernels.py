@@ -1,7 +1,10 @@
 """The extension is there, is typed, and tells the truth about this CPU."""
 
 import ast
+import os
 import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,3 +58,19 @@ def test_the_stub_names_what_the_extension_has() -> None:
 def test_more_threads_than_anybody_has_are_refused() -> None:
     with pytest.raises(ValueError, match="1025 threads, wanted at most 1024"):
         kernels.set_num_threads(1025)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [("1", "1"), ("3", "3"), ("", None), ("0", "from 1"), ("two", "from 1")]
+)
+def test_the_environment_sets_the_threads(value: str, said: str | None) -> None:
+    code = "from moonlet import kernels; print(kernels.num_threads())"
+    environment = os.environ | {"MOONLET_THREADS": value}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment
+    )
+    if said is None:
+        assert int(done.stdout) >= 1
+    else:
+        assert said in done.stdout + done.stderr
+    assert (done.returncode == 0) == (said != "from 1")

@@ -81,6 +81,9 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _END_TOKENS = ("[EOS]", "<|im_end|>", "[EOT]")
 
 
+_MAX_SPECIAL = 1000  # characters; all together become one regular expression
+
+
 class Tokenizer:
     """Text to ids and back. `special` maps the text of each of the 256 special tokens to its id."""
 
@@ -91,6 +94,10 @@ class Tokenizer:
         """
         ranks = _ranks(tokens)
         self.special = _special(len(tokens), special_tokens)
+        if longest := [text for text in self.special if len(text) > _MAX_SPECIAL]:
+            raise TokenizerError(
+                f"A special token has {len(longest[0])} characters, {_MAX_SPECIAL} are allowed."
+            )
         self.vocab_size = len(tokens) + NUM_SPECIAL
         self.end_ids = frozenset(self.special[t] for t in _END_TOKENS if t in self.special)
         self.special_text = {index: text for text, index in self.special.items()}

@@ -50,8 +50,8 @@ class Summary:
 class Conversion:
     """A source, open and checked, and where it shall go. `name` is what a model without one is called.
 
-    Raises what `open_checkpoint` and `validate` raise, CheckpointError when source and target are the same,
-    and NotSupportedError for a packed source.
+    Raises what `open_checkpoint` and `validate` raise, CheckpointError when source and target are the same
+    or when something is at the target that shall not be replaced, and NotSupportedError for a packed source.
     """
 
     def __init__(
@@ -61,6 +61,7 @@ class Conversion:
         wish: Wish,
         imatrix: Path | None = None,
         name: str | None = None,
+        overwrite: bool = False,
     ) -> None:
         self.path, self.wish = source, wish
         self.target = Path(os.path.realpath(target))
@@ -84,6 +85,10 @@ class Conversion:
         taken = [source.resolve(), *(path.resolve() for path in self._files)]
         if self.target in taken or any(path.parent == self.target for path in taken):
             raise CheckpointError(f"{target} is what is converted from: choose another name")
+        if not overwrite and _is_taken(self.target):
+            raise CheckpointError(
+                f"{target} exists already: choose another name, or have it replaced with --overwrite"
+            )
 
     def work_folder(self, outputs: list[Output]) -> WorkFolder:
         return WorkFolder(self.target, outputs, [__version__, repr(self.wish), *self._stamps()])
@@ -117,7 +122,7 @@ def to_gguf(conversion: Conversion, workers: int, progress: Progress) -> Summary
         tower = gguf_tensors(source, wish, is_vision=True)
         vision = vision_metadata(source, folder) | {"general.name": conversion.name}
         outputs.append(gguf_output(source, f"mmproj-{target.name}", vision, tower))
-        _check_alone(target)
+    _check_alone(target, {output.name for output in outputs})
     work = conversion.work_folder(outputs)
     rounded = work.write(workers, progress)
     work.put_files()
@@ -175,9 +180,14 @@ def summary(
     return Summary(files, sum(o.size_bytes for o in outputs), dict(types), rounded, notes)
 
 
-def _check_alone(target: Path) -> None:
-    """A GGUF finds its vision file by looking into its folder, where there must be only one."""
-    others = [p for p in target.parent.glob("mmproj*.gguf") if p.name != f"mmproj-{target.name}"]
+def _is_taken(target: Path) -> bool:
+    """Whether something of worth may be there; an empty folder is a place to write to."""
+    return any(target.iterdir()) if target.is_dir() else target.exists()
+
+
+def _check_alone(target: Path, written: set[str]) -> None:
+    """A GGUF finds its vision file by looking into its folder, where there must be no other."""
+    others = [p for p in target.parent.glob("mmproj*.gguf") if p.name not in written]
     if others:
         raise CheckpointError(
             f"{target.parent} already holds the vision file {others[0].name} of another model; write into a "

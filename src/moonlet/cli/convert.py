@@ -33,7 +33,8 @@ def add_parser(commands: Any) -> None:
         "convert",
         help="between Hugging Face folders, GGUF files and packed folders",
         description="Convert a model into another form. What is stored is kept where the target can hold "
-        "it, unless --mix says otherwise. Interrupted, the same command goes on where it stopped.",
+        "it, unless --mix says otherwise; a folder's experts become INT4 only with --mix native-int4. "
+        "Interrupted, the same command goes on where it stopped.",
         epilog=f"Mixes: {', '.join(MIXES)}, or a TOML file with a table of your own.",
     )
     parser.add_argument("source", metavar="SRC", help="folder, .gguf file, org/name, or nano")
@@ -44,6 +45,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--imatrix", type=Path, metavar="FILE", help="importance matrix (see moonlet imatrix)"
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace what is at DST")
     add_json_flag(parser)
     parser.set_defaults(run=run)
 
@@ -62,7 +64,12 @@ def run(args: Namespace) -> int:
         mix = load_mix(args.mix) if args.mix else None
         wish = Wish(mix, DTYPES[args.dtype] if args.dtype else None)
         conversion = Conversion(
-            source_path(args.source), args.target, wish, args.imatrix, Path(args.source).name
+            source_path(args.source),
+            args.target,
+            wish,
+            args.imatrix,
+            Path(args.source).name,
+            args.overwrite,
         )
     if form == "packed":
         from moonlet.model.packed_file import to_packed as write

@@ -53,7 +53,9 @@ def describe(model: str | None) -> Described:
         return Described(path.stem, read_config(path), path)
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise UsageError(f"{path} has no config.json, which a model folder needs")
+            ggufs = sorted(path.glob("*.gguf"))
+            hint = f"; it holds {ggufs[0].name}, which can be named itself" if ggufs else ""
+            raise UsageError(f"{path} has no config.json, which a model folder needs{hint}")
         return Described(path.resolve().name, load_config(path / "config.json"), path)
     if path.suffix == ".json" or path.is_file():
         return Described(path.stem, load_config(path))

@@ -23,7 +23,7 @@ from moonlet.engine.disk import DiskTier
 from moonlet.engine.engine import Engine
 from moonlet.engine.provider import LocalProvider, SamplingDefaults
 from moonlet.engine.sampler import SamplingParams
-from moonlet.errors import CheckpointError, MoonletError, NotSupportedError
+from moonlet.errors import CheckpointError, MoonletError, NotSupportedError, TokenizerError
 from moonlet.model import FloatForm, is_quantized, load_model, load_packed
 
 SMALL_BYTES = 10**9
@@ -48,9 +48,12 @@ def load(
     """
     config = read_config(path)
     with companions(path) as folder:
-        tokenizer = Tokenizer.from_folder(folder)
-        template = load_template(folder, tokenizer, config.max_position_embeddings)
-        defaults = sampling_defaults(folder)
+        try:
+            tokenizer = Tokenizer.from_folder(folder)
+            template = load_template(folder, tokenizer, config.max_position_embeddings)
+            defaults = sampling_defaults(folder)
+        except (CheckpointError, TokenizerError) as error:  # who gave a GGUF knows no such folder
+            raise type(error)(str(error).replace(str(folder), str(path))) from error
     _check_fit(config, tokenizer)  # before the weights come, which may take long
     model = (
         load_packed(path, floats) if is_quantized(path) else load_model(path, compute_type(config))

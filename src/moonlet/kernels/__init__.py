@@ -4,6 +4,7 @@ The extension is part of every installation: an ImportError here means a build t
 hiding it behind a slow answer would only move the surprise. `_kernels.pyi` documents each operation.
 
 MOONLET_ISA forces one of `supported_isas()`; a set that this CPU cannot run is an error at the first call.
+MOONLET_THREADS sets the number of threads, which is otherwise that of the cores.
 """
 
 from moonlet.kernels._kernels import (

@@ -48,7 +48,9 @@ def load_packed(
     checkpoint = open_checkpoint(path)
     checkpoint.validate()
     try:
-        kernels.isa()  # a wrong MOONLET_ISA is told now, not in the middle of the first answer
+        # A wrong MOONLET_ISA or MOONLET_THREADS is told now, not in the middle of the first answer.
+        kernels.isa()
+        kernels.num_threads()
         return _pack(checkpoint, floats, progress)
     except MoonletError:
         raise
