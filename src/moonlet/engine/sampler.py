@@ -213,10 +213,8 @@ def _weights(
 
 def _kept_mass(weights: NDArray[np.float32], params: SamplingParams) -> float:
     """The mass of the head of the sorted tokens that min_p, top_k and top_p leave."""
-    if params.min_p:
-        mass = _sum(weights[weights >= params.min_p * weights.max()])
-    else:
-        mass = _sum(weights)
+    stays = weights[weights >= params.min_p * weights.max()] if params.min_p else weights
+    mass = _sum(stays)
     if 0 < params.top_k < len(weights):
         mass = min(mass, _sum(_largest(weights, params.top_k)))
     if params.top_p < 1:

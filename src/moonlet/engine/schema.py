@@ -7,27 +7,71 @@ value but cannot be held is refused by name, and so is what would take the libra
 
 import json
 import math
+import re
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import unquote
 
 from moonlet.errors import PromptError
 
-MAX_BYTES = 256 * 1024  # MFJS allows 120,000
+MAX_BYTES = 128 * 1024  # without what only describes; MFJS allows 120,000 with it
+MAX_SCHEMAS = 4000  # MFJS allows 3,000 properties, which compile in a second
 MAX_DEPTH = 60  # schemas within schemas; MFJS allows 30
-MAX_ITEMS = 10_000  # minItems, maxItems: the grammar has a place for each
-MAX_LENGTH = 100_000  # minLength: nobody waits for longer strings
+MAX_LEAST = 100_000  # minItems, minLength: nobody waits for more
+MAX_MULTIPLE = 10_000  # the grammar has a state for each remainder
+_UNREACHABLE = 10**9  # a maximum above what any context holds
 _MAX_ROUNDS = 100
 
-FORMATS = frozenset("date-time time date duration email hostname ipv4 ipv6 uuid uri".split())
+FORMATS = frozenset(
+    ["date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"]
+)
 _VALUES = frozenset(
-    "type const enum required minItems maxItems minProperties maxProperties minLength maxLength pattern "
-    "minimum maximum exclusiveMinimum exclusiveMaximum multipleOf".split()
+    [
+        "type",
+        "const",
+        "enum",
+        "required",
+        "minItems",
+        "maxItems",
+        "minProperties",
+        "maxProperties",
+        "minLength",
+        "maxLength",
+        "pattern",
+        "minimum",
+        "maximum",
+        "exclusiveMinimum",
+        "exclusiveMaximum",
+        "multipleOf",
+    ]
 )
 _REFUSED = frozenset(
-    "not if then else uniqueItems contains minContains maxContains propertyNames dependencies dependentRequired "
-    "dependentSchemas unevaluatedItems unevaluatedProperties additionalItems $dynamicRef $recursiveRef".split()
+    [
+        "not",
+        "if",
+        "then",
+        "else",
+        "uniqueItems",
+        "contains",
+        "minContains",
+        "maxContains",
+        "propertyNames",
+        "dependencies",
+        "dependentRequired",
+        "dependentSchemas",
+        "unevaluatedItems",
+        "unevaluatedProperties",
+        "additionalItems",
+        "$dynamicRef",
+        "$recursiveRef",
+    ]
 )
-_LIMITS = {"minItems": MAX_ITEMS, "maxItems": MAX_ITEMS, "minLength": MAX_LENGTH}
+_NOTHING = object()
+# In JSON they are written as \\u escapes, which the grammar has not (see grammar.py): in values, in patterns.
+_CONTROLS = re.compile(r"\\u00(?:[01]|7f)")
+_CONTROLS_IN_PATTERN = re.compile(
+    r"\\(?:x[01]|x7[fF]|x\{|u00[01]|u007[fF]|u\{|[av])|[\x00-\x1f\x7f]"
+)
 _INWARD = {
     "minimum": math.inf,
     "exclusiveMinimum": math.inf,
@@ -52,9 +96,12 @@ class _Reader:
         self.param = param
         self.found: dict[str, Any] = {}
         self.refs: set[str] = set()
+        self.multiple = 1
 
     def read(self, schema: Any) -> str:
-        clean = self.schema(schema, "", 0)
+        clean = self.schema({} if schema is True else schema, "", 0)
+        if clean is False:
+            raise self.error("", "nothing is allowed")
         for ref in sorted(self.refs - self.found.keys()):
             raise self.error("", f"$ref {ref!r:.80} leads to no schema in this document")
         if not self.can_end():
@@ -65,6 +112,10 @@ class _Reader:
             raise self.error("", f"it is not JSON ({error})") from error
         if len(text) > MAX_BYTES:
             raise self.error("", f"it has {len(text)} bytes, at most {MAX_BYTES} are supported")
+        if _CONTROLS.search(text):
+            raise self.error(
+                "", "control characters other than \\b \\f \\n \\r \\t are not supported"
+            )
         return text
 
     def error(self, at: str, what: str) -> PromptError:
@@ -79,15 +130,23 @@ class _Reader:
         if isinstance(value, bool):
             self.found[at] = value
             return value
+        if len(self.found) >= MAX_SCHEMAS:
+            raise self.error(at, f"there are more than the {MAX_SCHEMAS} schemas supported")
         self.found[at] = clean = {}
         for key, part in value.items():
             kept = self.keyword(key, part, at, depth + 1)
-            if kept is not None:
+            if kept is not _NOTHING:
                 clean[key] = kept
+        least, required = clean.get("minProperties", 0), clean.get("required", [])
+        if isinstance(required, list) and isinstance(least, int) and least > len(required) + 1:
+            # Further keys of the grammar may repeat.
+            raise self.error(
+                at, "minProperties asks for more than one property that is not required"
+            )
         return clean
 
     def keyword(self, key: str, value: Any, at: str, depth: int) -> Any:
-        """What the library has to know of a keyword, None for nothing."""
+        """What the library has to know of a keyword."""
         if key in _REFUSED and value is not False:
             raise self.error(at, f"the keyword {key!r} is not supported")
         within = f"{at}/{key}"
@@ -95,29 +154,58 @@ class _Reader:
             case "items" | "additionalProperties":
                 return self.schema(value, within, depth)
             case "anyOf" | "oneOf" | "allOf" | "prefixItems":
-                self.expect(isinstance(value, list), within, "a list", value)
-                return [self.schema(part, f"{within}/{i}", depth) for i, part in enumerate(value)]
+                parts = self.typed(value, list, within)
+                return [self.schema(part, f"{within}/{i}", depth) for i, part in enumerate(parts)]
             case "properties" | "patternProperties" | "$defs" | "definitions":
-                self.expect(isinstance(value, dict), within, "an object", value)
+                parts = self.typed(value, dict, within)
+                if key == "patternProperties":
+                    for pattern in parts:
+                        self.pattern(pattern, within)
                 return {
                     name: self.schema(part, f"{within}/{_escaped(name)}", depth)
-                    for name, part in value.items()
+                    for name, part in parts.items()
                 }
             case "$ref":
-                self.expect(isinstance(value, str), within, "a text", value)
-                self.refs.add(_target(value))
+                self.refs.add(_target(self.typed(value, str, within)))
                 return value
+            case "const" | "enum":
+                for number in _integers(value):
+                    if abs(number) > 1e300 or float(number) != number:
+                        raise self.error(at, f"a number in {key} is not exact in float64")
+                return value
+            case "pattern":
+                return self.pattern(self.typed(value, str, within), within)
             case "format":
-                return value if isinstance(value, str) and value in FORMATS else None
-        if key in _LIMITS and isinstance(value, int | float) and value > _LIMITS[key]:
-            raise self.error(at, f"{key} is {value}, at most {_LIMITS[key]} is supported")
+                return value if isinstance(value, str) and value in FORMATS else _NOTHING
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return self.number(key, value, at)
+        return value if key in _VALUES else _NOTHING
+
+    def pattern(self, value: str, at: str) -> str:
+        if _CONTROLS_IN_PATTERN.search(value):
+            raise self.error(at, "control characters in patterns are not supported")
+        return value
+
+    def number(self, key: str, value: float, at: str) -> Any:
+        if abs(value) > 1e300:
+            raise self.error(at, f"the number of {key} is too large")
+        match key:
+            case "minItems" | "minLength" | "minProperties" if value > MAX_LEAST:
+                raise self.error(at, f"{key} is {value:.3g}, at most {MAX_LEAST} is supported")
+            case "maxItems" | "maxLength" | "maxProperties":
+                return min(value, _UNREACHABLE)
+            case "multipleOf":
+                self.multiple *= _coefficient(value)
+                if self.multiple > MAX_MULTIPLE:
+                    raise self.error(at, "the digits of all multipleOf together are too many")
         if key in _INWARD and isinstance(value, int):
             return _rounded(value, _INWARD[key])
-        return value if key in _VALUES else None
+        return value if key in _VALUES else _NOTHING
 
-    def expect(self, holds: bool, at: str, wanted: str, value: Any) -> None:
-        if not holds:
-            raise self.error(at, f"{wanted} is expected, not {type(value).__name__}")
+    def typed(self, value: Any, wanted: type, at: str) -> Any:
+        if not isinstance(value, wanted):
+            raise self.error(at, f"{wanted.__name__} is expected, not {type(value).__name__}")
+        return value
 
     def can_end(self) -> bool:
         """Whether some finite value can satisfy the schema, as far as references go.
@@ -186,12 +274,28 @@ def _escaped(name: str) -> str:
     return name.replace("~", "~0").replace("/", "~1")
 
 
+def _integers(value: Any) -> Iterator[int]:
+    """All in a JSON value, however deep."""
+    waiting = [value]
+    while waiting:
+        match waiting.pop():
+            case dict() as members:
+                waiting += members.values()
+            case list() as items:
+                waiting += items
+            case int() as number:
+                yield number
+
+
+def _coefficient(number: float) -> int:
+    """The digits of a number without the zeros around them: 25 for 0.025 and for 2500."""
+    digits = f"{abs(number):e}".partition("e")[0].replace(".", "").strip("0")
+    return int(digits or "1")
+
+
 def _rounded(bound: int, towards: float) -> int | float:
     """`bound` as the library will read it, in float64, but never looser."""
-    try:
-        near = float(bound)
-    except OverflowError:
-        return bound  # the library refuses it
+    near = float(bound)
     if near == bound:
         return bound
     inward = near > bound if towards > 0 else near < bound
