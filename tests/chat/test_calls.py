@@ -54,6 +54,7 @@ from tests.chat.completions import (
         (f'{CALL}f:0{ARGS}{{"a": "</think<|im_end|>x"}}{CALL_END}', [("functions.f:0", "f", '{"a": "</thinkx"}')]),
         (f"{CALL}f:0{ARGS}1{CALL_END}{SECTION_END}x{SECTION}{CALL}f:1{ARGS}2{CALL_END}", [("functions.f:0", "f", "1"), ("functions.f:1", "f", "2")]),
         (f"{CALL}f:0{ARGS}a \n b\n\n{CALL_END}", [("functions.f:0", "f", "a \n b")]),
+        (f"{CALL}f{SECTION}:0{ARGS}1{SECTION}{ARGS}2{CALL_END}", [("functions.f:0", "f", "12")]),
         (f"{CALL}f:0{ARGS}\u00a0{CALL_END}", [("functions.f:0", "f", "\u00a0")]),
     ],
 )  # fmt: skip

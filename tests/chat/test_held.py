@@ -145,3 +145,9 @@ def test_what_was_taken_back_is_told_neither_then_nor_later() -> None:
     assert [held.push(p.token.decode(), p) for p in logprobs] == ["a", ""]
     assert (held.before_call(), held.told) == ("", ())
     assert (held.release(), held.told) == ("", ())
+
+
+def test_text_goes_on_as_soon_as_it_can_be_no_marker() -> None:
+    held = HeldText()
+    assert held.push(f"a{SINGULAR} ") == "a"
+    assert held.push("b") == f"{SINGULAR} b"
