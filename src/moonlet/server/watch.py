@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from starlette.types import Scope
 
 from moonlet.chat.provider import Event, Finish, Usage
+from moonlet.errors import MediaError, PromptError
 from moonlet.server.encode import total_usage
 from moonlet.server.errors import ApiError
 from moonlet.server.metrics import Metrics
@@ -72,6 +73,9 @@ class Watch:
         except (GeneratorExit, asyncio.CancelledError) as gone:
             request.end("abort", gone)
             raise
+        except (ApiError, PromptError, MediaError) as refusal:
+            request.end(None, refusal)  # the client's error, which is counted as a refusal
+            raise
         except Exception as error:
             request.end("error", error)
             raise
@@ -111,7 +115,7 @@ class _Request:
         usage = total_usage(self.usages) if self.usages else None
         if usage is not None:
             self.metrics.used(self.model, usage)
-        for reason in [*self.reasons, *([outcome] if outcome else [])]:
+        for reason in self.reasons or filter(None, [outcome]):
             self.metrics.ended.labels(self.model, reason).inc()
         self.metrics.whole.labels(self.model).observe(time.monotonic() - self.began)
         if self.span is not None:
