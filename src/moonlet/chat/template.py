@@ -9,13 +9,16 @@ and the three styles differ in tools, in the default system message and in how t
 """
 
 import json
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from moonlet.chat.attachments import Opened, open_media
-from moonlet.chat.media import MediaItem, MediaLimits
+from moonlet.chat.attachments import open_media
+from moonlet.chat.media import MediaItem, MediaLimits, Opened
+from moonlet.chat.media_cache import MediaCache
 from moonlet.chat.messages import Message, TextPart
+from moonlet.chat.sources import DATA_URLS_ONLY, MediaAccess
 from moonlet.chat.tokenizer import Tokenizer
 from moonlet.chat.tools_typescript import declare_tools, sort_keys
 from moonlet.errors import NotSupportedError, PromptError
@@ -71,8 +74,13 @@ class Template(Protocol):
         tools: list[dict[str, Any]] | None = None,
         thinking: bool = True,
         preserve_thinking: bool = False,
+        *,
+        stop: threading.Event | None = None,
     ) -> Prompt:
-        """Raises PromptError or MediaError, with `param`, for what cannot be rendered."""
+        """Raises PromptError or MediaError, with `param`, for what cannot be rendered.
+
+        `stop`, once set by another thread, ends the opening of media early.
+        """
         ...
 
     def starts_in_reasoning(self, thinking: bool) -> bool:
@@ -84,7 +92,11 @@ class ChatTemplate:
     """The native renderer. `limits` are None for a model that reads no images."""
 
     def __init__(
-        self, tokenizer: Tokenizer, style: Style = "k2.5", limits: MediaLimits | None = None
+        self,
+        tokenizer: Tokenizer,
+        style: Style = "k2.5",
+        limits: MediaLimits | None = None,
+        access: MediaAccess = DATA_URLS_ONLY,
     ) -> None:
         if style not in STYLES:
             raise NotSupportedError(
@@ -93,6 +105,7 @@ class ChatTemplate:
         self.tokenizer = tokenizer
         self.style: Style = style
         self.limits = limits if style == "k2.5" else None
+        self._access, self._cache = access, MediaCache()
         self.reasons = style != "k2"
         self.has_instant_mode = style != "k2-thinking"
         self.reads_images = self.reads_video = self.limits is not None
@@ -105,6 +118,7 @@ class ChatTemplate:
         preserve_thinking: bool = False,
         *,
         add_generation_prompt: bool = True,
+        stop: threading.Event | None = None,
     ) -> Prompt:
         """The prompt that asks for the next assistant turn (or, for training, ends before it).
 
@@ -121,7 +135,7 @@ class ChatTemplate:
             # K2's template file leaves a line feed here, and here only; the model has seen it.
             segments += ["\n"] if self.style == "k2" else []
         cut = -1 if preserve_thinking else _last_final_answer(messages)
-        media = iter(open_media(messages, self.limits))
+        media = iter(open_media(messages, self.limits, self._access, self._cache, stop))
         for index, message in enumerate(messages):
             body = self._body(message, media, keeps_reasoning=index > cut)
             segments += _turn(message.role, message.name or message.role, body)
