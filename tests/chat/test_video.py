@@ -263,24 +263,45 @@ def test_random_bytes_flipped() -> None:
     )
 
 
-def test_headers_that_lie() -> None:
+@pytest.mark.parametrize(
+    ("table", "offset", "values", "said"),
+    [
+        # How many samples there are, and how large each is.
+        (b"stsz", 8, (5,), 5),
+        (b"stsz", 8, (21,), 20),
+        (b"stsz", 8, (10**6,), "holds no frames"),
+        (b"stsz", 8, (2**31 - 1,), "not readable"),
+        (b"stsz", 8, (2**32 - 1,), "not readable"),
+        # How long each lasts: entries, samples, time.
+        (b"stts", 4, (2**31 - 1, 20, 512), "more memory than allowed"),
+        (b"stts", 4, (1, 2**31 - 1, 512), 20),
+        (b"stts", 4, (1, 20, 0), 20),
+        (b"stts", 4, (1, 20, 2**31 - 1), 1),
+        (b"stts", 4, (0, 20, 512), "holds no frames"),
+        # How long the film is, and how large its pictures are: nobody relies on it.
+        (b"mvhd", 16, (0,), 20),
+        (b"mvhd", 16, (2**32 - 1,), 20),
+        (b"mdhd", 16, (2**32 - 1,), 20),
+        (b"avc1", 24, (0,), 20),
+        (b"avc1", 24, (8000 << 16 | 8000,), 20),
+        (b"avc1", 24, (2**32 - 1,), 20),
+    ],
+)
+def test_headers_that_lie(
+    table: bytes, offset: int, values: tuple[int, ...], said: int | str
+) -> None:
     data = film(count=20, bf="0")
-    sizes = box(data, b"stsz")
-    assert struct.unpack_from(">I", data, sizes + 8) == (20,)
-    for count in (21, 10**6, 2**31 - 1, 2**32 - 1):
-        assert outcome(patched(data, sizes + 8, ">I", count)) in ("",) or True
-        lied = patched(data, sizes + 8, ">I", count)
-        assert grown_by(lambda lied=lied: outcome(lied)) < 100 * 2**20
-    for duration in (0, 1, 2**32 - 1):
-        lied = patched(data, box(data, b"mvhd") + 16, ">I", duration)
-        lied = patched(lied, box(lied, b"mdhd") + 16, ">I", duration)
-        recording = open_recording(lied, soon())
-        assert (recording.count, recording.fps) == (20, 25.0)
-    wide = patched(data, box(data, b"avc1") + 24, ">HH", 8000, 8000)
-    assert "8000 x 8000" in outcome(wide) or outcome(wide) == ""
-    narrow = patched(data, box(data, b"avc1") + 24, ">HH", 16, 16)
-    recording = open_recording(narrow, soon())
-    assert (recording.width, recording.height) == (64, 48)
+    lied = patched(data, box(data, table) + offset, f">{len(values)}I", *values)
+
+    def ask() -> None:
+        if isinstance(said, str):
+            assert said in outcome(lied)
+        else:
+            recording = open_recording(lied, soon())
+            assert (recording.width, recording.height, recording.count) == (64, 48, said)
+            assert outcome(lied) == ""
+
+    assert grown_by(ask) < 50 * 2**20
 
 
 def test_a_size_beyond_the_limit_is_never_decoded() -> None:
@@ -290,7 +311,7 @@ def test_a_size_beyond_the_limit_is_never_decoded() -> None:
     assert outcome(data, VideoLimits(pixels=320 * 240)) == ""
     # The header says 16 x 16, the pictures themselves say the truth.
     lied = patched(data, box(data, b"avc1") + 24, ">HH", 16, 16)
-    assert outcome(lied, few)
+    assert "320 x 240 pixels" in outcome(lied, few)
 
 
 def test_too_many_frames() -> None:
@@ -311,6 +332,10 @@ def test_too_many_streams() -> None:
 def test_a_change_of_size_in_the_middle() -> None:
     data = film("mpeg", size=(176, 144)) + film("mpeg", size=(352, 288))
     assert "same size" in outcome(data)
+    # Beyond the limit the decoder itself refuses, before it takes the memory: no such frame comes out.
+    few = asdict(VideoLimits(pixels=352 * 288 - 1))
+    whole = video_child.Film(io.BytesIO(data), few)._decoded([(0, 39)])
+    assert {(frame.width, frame.height) for _, frame in whole} == {(176, 144)}
 
 
 def test_sound_alone_is_no_video() -> None:
@@ -326,6 +351,14 @@ def test_sound_alone_is_no_video() -> None:
     assert "holds no video" in outcome(buffer.getvalue())
 
 
+def test_formats_and_codecs_that_nobody_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(KINDS, "nut", "mpeg4")
+    with pytest.raises(ValueError, match="Invalid argument"):
+        video_child.Film(io.BytesIO(film("nut")), asdict(LIMITS))
+    monkeypatch.setitem(KINDS, "matroska", "ffv1")
+    assert "coded in a way that is not supported" in outcome(film("matroska"))
+
+
 def test_a_playlist_opens_nothing(tmp_path: Path) -> None:
     target = tmp_path / "film.mp4"
     target.write_bytes(film())
@@ -333,7 +366,7 @@ def test_a_playlist_opens_nothing(tmp_path: Path) -> None:
         f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nfile://{target}\n#EXT-X-ENDLIST\n",
         f"ffconcat version 1.0\nfile '{target}'\n",
     ):
-        with pytest.raises(Exception, match=r"Invalid|denied|not permitted"):
+        with pytest.raises(ValueError, match="Invalid"):
             video_child.Film(io.BytesIO(text.encode()), asdict(LIMITS))
         assert outcome(text.encode())
 
@@ -469,7 +502,7 @@ def test_a_cancelled_request_ends_the_decoder(
 def test_frames_that_nobody_wants_any_more(children: list[subprocess.Popen[bytes]]) -> None:
     frames = open_recording(film(), soon()).frames(list(range(20)))
     next(frames)
-    assert children[1].poll() is None or True
+    assert len(children) == 2
     frames.close()
     assert children[1].returncode is not None
 
