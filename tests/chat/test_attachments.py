@@ -14,7 +14,7 @@ from moonlet.chat.attachments import MAX_FILES, open_media
 from moonlet.chat.jinja import JinjaTemplate
 from moonlet.chat.media import MediaItem, MediaLimits
 from moonlet.chat.media_cache import MediaCache
-from moonlet.chat.messages import ImagePart, Message, TextPart, VideoPart
+from moonlet.chat.messages import ImagePart, Message, TextPart, ToolCall, VideoPart
 from moonlet.chat.sources import MediaAccess
 from moonlet.chat.template import ChatTemplate
 from moonlet.chat.tokenizer import BYTE_TOKENS, Tokenizer
@@ -157,3 +157,19 @@ def test_a_template_keeps_its_cache_and_its_access(
     stop.set()
     with pytest.raises(MediaError, match="cancelled"):
         template.render(asked(ImagePart("ms://file")), stop=stop)
+
+
+def test_every_format_in_one_message_and_in_the_result_of_a_tool() -> None:
+    kinds = ("PNG", "JPEG", "WEBP", "GIF")
+    parts = [
+        ImagePart(data_url(encoded(Image.new("RGB", (56, 28)), kind), f"image/{kind.lower()}"))
+        for kind in kinds
+    ]
+    messages = [
+        *asked(*parts),
+        Message("assistant", tool_calls=(ToolCall("functions.f:0", "f", "{}"),)),
+        Message("tool", tuple(parts), tool_call_id="functions.f:0"),
+    ]
+    prompt = ChatTemplate(Tokenizer(BYTE_TOKENS), "k2.5", MediaLimits()).render(messages)
+    assert [item.grid for item in prompt.media] == [(1, 2, 4)] * 8
+    assert prompt.text.count("<|media_begin|>image<|media_content|>") == 8

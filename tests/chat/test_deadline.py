@@ -40,3 +40,16 @@ def test_nothing_is_ended_after_the_block() -> None:
     threading.Event().wait(0.4)
     assert not calls
     assert not [thread for thread in threading.enumerate() if thread.name == "moonlet-deadline"]
+
+
+def test_a_part_of_the_work_may_have_less_time() -> None:
+    stop = threading.Event()
+    whole = Deadline(60, stop)
+    assert 9 < whole.within(10).left() <= 10
+    assert 59 < whole.within(100).left() <= 60
+    part = whole.within(10)
+    stop.set()
+    with pytest.raises(MediaError, match="cancelled"):
+        part.left()
+    with pytest.raises(MediaError, match="cancelled"):
+        whole.within(10)

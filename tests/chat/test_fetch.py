@@ -1,5 +1,6 @@
 """Fetching from a web of its own: local servers behind made-up names and public addresses."""
 
+import contextlib
 import socket
 import ssl
 import threading
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from moonlet.chat import fetch as fetch_module
 from moonlet.chat.deadline import Deadline
@@ -233,6 +236,16 @@ def test_unknown_names(web: Web) -> None:
 def test_urls_that_are_refused(web: Web, url: str, message: str) -> None:
     refused(web, message, url)
     assert not web.dialled
+
+
+@given(st.text(), st.sampled_from(["", "/", "//", "http://", "https://", "http://a/?", "http://["]))
+def test_any_url_is_refused_or_a_target(text: str, start: str) -> None:
+    with contextlib.suppress(MediaError):
+        target = fetch_module._target(start + text, frozenset((80, 443)))
+        assert target.host.isascii()
+        assert target.path.isascii()
+        assert not set(target.host) & set("@/\\?# ")
+        assert not set(target.host + target.path) & set(" \r\n\0")
 
 
 def test_other_ports_can_be_configured(web: Web) -> None:

@@ -1,8 +1,12 @@
 """Where media may come from: data URLs always, files and web addresses when the server says so."""
 
+import contextlib
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from moonlet.chat import sources
 from moonlet.chat.deadline import Deadline
@@ -162,7 +166,22 @@ def test_nothing_is_fetched_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-    monkeypatch.setattr(sources, "fetch", lambda *given: asked.append(given[:3]) or GOOD)
+    asked, times = [], []
+
+    def fetch(*given: Any) -> bytes:
+        asked.append(given[:3])
+        times.append(given[4].left())
+        return GOOD
+
+    monkeypatch.setattr(sources, "fetch", fetch)
+    monkeypatch.setattr(sources, "FETCH_SECONDS", 5.0)
     assert read("https://media.example/a.png", MediaAccess(fetch_urls=True)) == GOOD
     assert asked == [("https://media.example/a.png", "image", 2**20)]
+    assert 0 < times[0] <= 5  # of the 20 for everything
+
+
+@given(st.text() | st.text().map("data:".__add__) | st.text().map("ms://".__add__))
+def test_any_text_is_read_or_refused(url: str) -> None:
+    access = MediaAccess(resolve_file=lambda file_id: Path("nowhere") / file_id)
+    with contextlib.suppress(MediaError):
+        assert isinstance(read(url, access), bytes)

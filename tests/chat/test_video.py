@@ -22,6 +22,8 @@ from moonlet.chat.attachments import open_media
 from moonlet.chat.deadline import Deadline
 from moonlet.chat.media import MediaLimits, items_of, sampled_frames, timestamp, video_tokens
 from moonlet.chat.messages import Message, VideoPart
+from moonlet.chat.template import ChatTemplate
+from moonlet.chat.tokenizer import BYTE_TOKENS, Tokenizer
 from moonlet.chat.video import LIMITS, VideoLimits, open_recording
 from moonlet.errors import MediaError
 from tests.chat.films import KINDS, film, number_of
@@ -92,6 +94,12 @@ def test_chunks_of_a_real_film(path: Path, grids: Any, stamps: list[str]) -> Non
     recording = open_recording(path.read_bytes(), soon())
     tokens = sum(item.num_tokens for item in items_of(opened))
     assert tokens == video_tokens(recording, MediaLimits())
+    tokenizer = Tokenizer(BYTE_TOKENS)
+    template = ChatTemplate(tokenizer, "k2.5", MediaLimits())
+    prompt = template.render([Message("user", (VideoPart(url),))])
+    assert prompt.token_ids.count(tokenizer.id_of("<|media_pad|>")) == tokens
+    chunks = "<|media_begin|>video<|media_content|><|media_pad|><|media_end|>"
+    assert "".join(stamp + chunks for stamp in stamps) in prompt.text
 
 
 @pytest.mark.parametrize("kind", KINDS)

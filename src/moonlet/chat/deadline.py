@@ -18,6 +18,10 @@ class Deadline:
         self._end = time.monotonic() + seconds
         self._stop = stop or threading.Event()
 
+    def within(self, seconds: float) -> "Deadline":
+        """This deadline, or `seconds` from now if that is earlier. Raises MediaError as `left` does."""
+        return Deadline(min(seconds, self.left()), self._stop)
+
     def left(self) -> float:
         """Seconds that remain. Raises MediaError when there are none, or when the request was cancelled."""
         if self._stop.is_set():
@@ -25,7 +29,7 @@ class Deadline:
         left = self._end - time.monotonic()
         if left <= 0:
             raise MediaError(
-                f"Opening the images and videos took more than the {self._seconds:g} seconds allowed; "
+                f"Opening the images and videos took more than the {self._seconds:.3g} seconds allowed; "
                 "send fewer or smaller ones."
             )
         return left

@@ -8,6 +8,7 @@ play no part.
 
 import http.client
 import ipaddress
+import re
 import socket
 import ssl
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ MAX_REDIRECTS = 3
 
 _REDIRECTS = (301, 302, 303, 307, 308)
 _CHUNK = 2**16
+_HOST = re.compile(r"[a-z0-9._-]+|[0-9a-f:.]+")  # IDNA alone lets spaces and slashes through
 _CONNECT_S = 10.0
 _URL_SIGNS = "%/:=&?~+!$,;'@()*[]"  # signs of a path and query that are no text to be quoted
 # IPv6 is public inside the global unicast block; NAT64 carries an IPv4 address in its last 32 bits.
@@ -102,7 +104,7 @@ def _target(url: str, ports: frozenset[int]) -> _Target:
         port = _default_port(secure) if parts.port is None else parts.port
     except ValueError as error:
         raise MediaError(f"The URL {shown} is malformed.") from error
-    if parts.scheme not in ("http", "https") or not host:
+    if parts.scheme not in ("http", "https") or not _HOST.fullmatch(host):
         raise MediaError(f"The URL {shown} is not an http or https address.")
     if "@" in parts.netloc:
         raise MediaError("A URL with a user name or a password is not fetched; leave them out.")

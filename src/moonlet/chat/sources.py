@@ -12,6 +12,8 @@ from moonlet.chat.fetch import INTERNET, Network, fetch
 from moonlet.chat.formats import check_name
 from moonlet.errors import MediaError
 
+FETCH_SECONDS = 30.0
+
 _FILE_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
 
@@ -53,7 +55,7 @@ def read_source(
             f"This server does not fetch URLs; send the {what} as a base64 data URL, or have the server "
             "started with fetch_urls switched on."
         )
-    return fetch(url, what, most_bytes, access.network, deadline)
+    return fetch(url, what, most_bytes, access.network, deadline.within(FETCH_SECONDS))
 
 
 def too_large(what: str, size: int | str, most_bytes: int) -> MediaError:
