@@ -27,6 +27,7 @@ from moonlet.chat.tokenizer import BYTE_TOKENS, Tokenizer
 from moonlet.chat.video import LIMITS, VideoLimits, open_recording
 from moonlet.errors import MediaError
 from tests.chat.films import KINDS, film, number_of
+from tests.chat.test_headers import small_gif
 from tests.chat.test_images import data_url
 from tests.shared import SHARED, needs_shared
 
@@ -394,6 +395,16 @@ def test_a_bomb_stays_in_its_process(children: list[subprocess.Popen[bytes]]) ->
     few = VideoLimits(memory_bytes=200 * 2**20)
     assert "memory" in outcome(film("avi", count=2, size=(4096, 4096)), few)
     assert all(child.returncode is not None for child in children)
+
+
+def test_a_gif_of_a_hundred_thousand_frames() -> None:
+    url = data_url(small_gif(100_000), "image/gif")
+
+    def ask() -> None:
+        with pytest.raises(MediaError, match="more than the 4096 frames allowed"):
+            open_media([Message("user", (VideoPart(url),))], MediaLimits())
+
+    assert grown_by(ask) < 50 * 2**20
 
 
 # The other process

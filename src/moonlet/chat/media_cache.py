@@ -7,6 +7,8 @@ from moonlet.chat.media import Opened, items_of
 
 CACHE_BYTES = 256 * 2**20
 
+_ITEM_BYTES = 1024  # what an item takes beside its pixels, so that many tiny ones count too
+
 Key = tuple[str, bytes]  # "image" or "video", digest of the file
 
 
@@ -43,4 +45,4 @@ class MediaCache:
 
 
 def _num_bytes(opened: Opened) -> int:
-    return sum(item.values.nbytes for item in items_of(opened))
+    return sum(_ITEM_BYTES + item.values.nbytes for item in items_of(opened))
