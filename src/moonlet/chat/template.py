@@ -122,7 +122,8 @@ class ChatTemplate:
     ) -> Prompt:
         """The prompt that asks for the next assistant turn (or, for training, ends before it).
 
-        `preserve_thinking` keeps the reasoning of finished turns, which is dropped otherwise.
+        `preserve_thinking` keeps the reasoning of finished turns, which is dropped otherwise. `stop`, once set by
+        another thread, ends the opening of media early.
         Raises PromptError or MediaError, with `param`, for what cannot be rendered.
         """
         check_thinking(self, thinking)
