@@ -242,6 +242,84 @@ def test_reasoning_and_instant_mode() -> None:
     assert not JinjaTemplate(K25, Tokenizer(BYTE_TOKENS, named)).reasons
 
 
+BEGUN = [
+    {"content": "A "},
+    {"content": "A", "name": "Eva"},
+    {"content": "A", "reasoning": "R"},
+    {"content": "", "name": "Eva"},
+    {"content": None, "reasoning": "R<|im_end|>"},
+    {"content": "</think><|im_end|>", "reasoning": "<|im_end|>", "name": "<think>"},
+]
+
+
+def ends_in(partial: dict[str, Any], *before: dict[str, Any]) -> list[Message]:
+    begun = {"role": "assistant", "partial": True, **partial}
+    return parse_messages([{"role": "user", "content": "q"}, *before, begun])
+
+
+@pytest.mark.parametrize("thinking", [True, False])
+@pytest.mark.parametrize("partial", BEGUN)
+def test_own_and_native_continue_a_partial_message_alike(
+    partial: dict[str, Any], thinking: bool
+) -> None:
+    own, native = JinjaTemplate(K25, TOKENIZER), ChatTemplate(TOKENIZER)
+    call = {"id": "functions.f:0", "function": {"name": "f", "arguments": "{}"}}
+    loop = [
+        {"role": "assistant", "reasoning": "R", "content": "", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "functions.f:0", "content": "3"},
+    ]
+    for messages in (ends_in(partial), ends_in(partial, *loop)):
+        if not (thinking or messages[-1].text) and messages[-1].reasoning:
+            with pytest.raises(PromptError, match="thinking enabled"):
+                own.render(messages, thinking=thinking)
+            continue
+        wanted = native.render(messages, thinking=thinking)
+        prompt = own.render(messages, thinking=thinking)
+        assert prompt.token_ids == wanted.token_ids
+        assert prompt.marks == ()
+        opened = native.starts_in_reasoning(thinking, messages)
+        assert own.starts_in_reasoning(thinking, messages) == opened
+
+
+@pytest.mark.parametrize("thinking", [True, False])
+@pytest.mark.parametrize(
+    "source",
+    [
+        K25,
+        CHANGED,
+        "{% for m in messages %}<|im_user|>{{ m.role }}: {{ m.content }}{% if not loop.last or m.role != 'assistant' %}<|im_end|>{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_user|>assistant: {% endif %}",
+    ],
+)
+def test_a_partial_message_as_transformers_continues_it(source: str, thinking: bool) -> None:
+    utils = pytest.importorskip("transformers.utils.chat_template_utils")
+    raw = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "Sure: "}]
+    (wanted,), _ = utils.render_jinja_template(
+        [raw], chat_template=source, continue_final_message=True, thinking=thinking
+    )
+    raw[1] |= {"partial": True}  # type: ignore[dict-item]
+    prompt = JinjaTemplate(source, TOKENIZER).render(parse_messages(raw), thinking=thinking)
+    assert prompt.text == wanted
+
+
+def test_a_template_that_writes_think_itself_or_never() -> None:
+    silent = JinjaTemplate("{{ messages[0].content }}:", TOKENIZER)
+    assert silent.render(ends_in({"content": "A", "reasoning": "R"})).text == "q:A"
+    with pytest.raises(PromptError, match="thinking enabled"):
+        silent.render(ends_in({"reasoning": "R"}))
+    always = JinjaTemplate("{{ messages[0].content }}:{% if false %}<think>{% endif %}", TOKENIZER)
+    messages = ends_in({"reasoning": "R"})
+    assert always.render(messages).text == "q:<think>R"
+    assert always.starts_in_reasoning(True, messages)
+    assert always.render(ends_in({"content": "A"})).text == "q:<think></think>A"
+
+
+def test_a_name_without_a_place() -> None:
+    template = JinjaTemplate("{{ messages[0].content }}:", TOKENIZER)
+    with pytest.raises(PromptError, match="no place for the name") as caught:
+        template.render(ends_in({"content": "A", "name": "Eva"}))
+    assert caught.value.param == "messages[1].name"
+
+
 def test_what_it_reads() -> None:
     both = JinjaTemplate(K25, TOKENIZER, MediaLimits())
     assert (both.reads_images, both.reads_video) == (True, True)

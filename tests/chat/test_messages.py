@@ -77,6 +77,16 @@ def test_tool_result_with_parts() -> None:
     assert message.parts == (TextPart(""), ImagePart("data:x"))
 
 
+def test_partial_is_the_last_message_of_an_assistant() -> None:
+    begun = {"role": "assistant", "content": "Sure, ", "partial": True, "name": "Ana"}
+    message = parse_messages([{"role": "user", "content": "q"}, begun])[-1]
+    assert message == Message("assistant", (TextPart("Sure, "),), name="Ana", partial=True)
+    assert parse_one(role="assistant", reasoning_content="r", partial=True).reasoning == "r"
+    for no in (False, None):
+        assert not parse_one(role="user", content="x", partial=no).partial
+        assert not parse_one(role="assistant", content="x", partial=no).partial
+
+
 CALL = {"id": "c", "function": {"name": "f", "arguments": "{}"}}
 BAD = [
     (5, "messages"),
@@ -127,6 +137,13 @@ BAD = [
         "messages[0].tool_calls[0].function.arguments",
     ),
     ([{"role": "assistant", "reasoning_content": ["x"]}], "messages[0].reasoning_content"),
+    ([{"role": "user", "content": "x", "partial": True}], "messages[0].partial"),
+    ([{"role": "assistant", "content": "x", "partial": 1}], "messages[0].partial"),
+    ([{"role": "assistant", "tool_calls": [CALL], "partial": True}], "messages[0].partial"),
+    (
+        [{"role": "assistant", "content": "x", "partial": True}, {"role": "user", "content": "x"}],
+        "messages[0].partial",
+    ),
 ]  # fmt: skip
 
 
@@ -159,7 +176,8 @@ JUNK = st.recursive(
 )
 ALMOST = st.lists(
     st.fixed_dictionaries(
-        {"role": WORDS}, optional={"content": JUNK, "tool_calls": JUNK, "tool_call_id": JUNK}
+        {"role": WORDS},
+        optional={"content": JUNK, "tool_calls": JUNK, "tool_call_id": JUNK, "partial": JUNK},
     ),
     min_size=1,
     max_size=3,

@@ -246,7 +246,7 @@ def test_chat_with_a_url(
 
 def test_refusals_over_http_name_their_reason(remote: tuple[FakeProvider, Running]) -> None:
     source = RemoteSource(f"{remote[1].url}/v1", model="other")
-    with pytest.raises(EngineError, match=r"404: no model 'other' here"):
+    with pytest.raises(EngineError, match=r"404: Not found the model other"):
         list(source.answer([{"role": "user", "content": "a"}], thinking=True))
 
 

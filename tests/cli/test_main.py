@@ -16,7 +16,19 @@ from moonlet.errors import CheckpointError, ConfigError, EngineError, MoonletErr
 
 # Frozen: a new knob belongs into a configuration first. Change this list only on purpose.
 FLAGS = {
-    "serve": ["[MODEL]", "--help", "--host", "--json", "--keep-floats", "--port"],
+    "serve": [
+        "[MODEL]",
+        "--api-key",
+        "--compat",
+        "--cors",
+        "--help",
+        "--host",
+        "--json",
+        "--keep-floats",
+        "--max-waiting",
+        "--otel",
+        "--port",
+    ],
     "chat": ["[MODEL_OR_URL]", "--help", "--json", "--keep-floats", "--model"],
     "inspect": ["[MODEL]", "--help", "--json"],
     "convert": ["--dtype", "--help", "--imatrix", "--json", "--mix", "--to", "DST", "SRC"],

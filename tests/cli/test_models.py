@@ -117,7 +117,7 @@ def test_floats_beside_quantized_weights_can_be_kept(
         return FakeProvider(says("hi"))
 
     monkeypatch.setattr("moonlet.engine.load", load)
-    monkeypatch.setattr("moonlet.cli.serve.serve", lambda *_: None)
+    monkeypatch.setattr("moonlet.cli.serve.wait", lambda *_: None)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
     argv = [str(folder) for _ in model]
     assert main(["chat", *argv, *flags]) == 0

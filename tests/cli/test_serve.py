@@ -121,13 +121,119 @@ def test_addresses_that_do_not_exist(
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_a_port_taken_while_the_model_loads(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_port_is_ours_from_the_first_moment() -> None:
     with bind("127.0.0.1", 0) as ours, socket.socket() as theirs:
         theirs.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        theirs.bind(ours.getsockname())
-        theirs.listen()
-        with pytest.raises(serve.UsageError, match="Address already in use"):
-            serve.serve(FakeProvider([]), ours, lambda: pytest.fail("it said that it was ready"))
+        with pytest.raises(OSError, match="Address already in use"):
+            theirs.bind(ours.getsockname())
+
+
+LOADING = """
+import sys
+import threading
+from moonlet.cli import serve
+from moonlet.cli.main import main
+from moonlet.errors import CheckpointError
+def load(model, keep_floats):
+    print("loading", flush=True)
+    OUTCOME
+real = serve.bind
+def bind(host, port):
+    sock = real(host, port)
+    print(sock.getsockname()[1], flush=True)
+    return sock
+serve.bind = bind
+serve.load_provider = load
+sys.exit(main(["serve", "--port", "0"]))
+"""
+
+
+@contextmanager
+def loading(outcome: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A server whose model is being loaded, and its address."""
+    with subprocess.Popen(
+        [sys.executable, "-c", LOADING.replace("OUTCOME", outcome)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            port = process.stdout.readline().strip()
+            assert process.stdout.readline() == "loading\n"
+            yield process, f"http://127.0.0.1:{port}"
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_it_answers_while_the_model_is_loaded(stop: signal.Signals) -> None:
+    with loading("threading.Event().wait()") as (process, url):
+        with urllib.request.urlopen(f"{url}/health") as response:
+            assert json.load(response) == {"status": "ok"}
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(f"{url}/health/ready")
+        assert caught.value.code == 503
+        caught.value.close()
+        process.send_signal(stop)
+        out, err = process.communicate()
+    assert (process.returncode, out, err) == (130, "", "")
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_server() -> None:
+    with loading("sys.stdin.readline(); raise CheckpointError('a bad file')") as (process, url):
+        with urllib.request.urlopen(f"{url}/health") as response:
+            assert response.status == 200
+        out, err = process.communicate("\n")
+    assert (process.returncode, out, err) == (2, "", "moonlet: a bad file\n")
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--max-waiting", "0"], "--max-waiting is 0"),
+        (["--api-key", "a b"], "visible ASCII"),
+    ],
+)
+def test_settings_that_cannot_be(
+    flags: list[str], says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(serve, "load_provider", lambda *_: pytest.fail("it was loaded"))
+    assert main(["serve", "--port", "0", *flags]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_flags_reach_the_server() -> None:
+    with serving("--json", "--compat", "kimi", "--api-key", "sk-1", "--cors", "*") as process:
+        ready = ready_document(process)
+        body = {"model": "fake", "top_p": 0.5, "messages": [{"role": "user", "content": "x"}]}
+        url = f"{ready['url']}/chat/completions"
+        headers = {"Authorization": "Bearer sk-1", "Origin": "https://a.example"}
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(urllib.request.Request(url, json.dumps(body).encode(), headers))
+        with caught.value as answer:
+            assert answer.code == 400
+            assert answer.headers["access-control-allow-origin"] == "*"
+            assert "invalid top_p" in json.load(answer)["error"]["message"]
+        with pytest.raises(urllib.error.HTTPError, match="401") as caught:
+            urllib.request.urlopen(url, json.dumps(body).encode())
+        caught.value.close()
+
+
+def test_keys_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOONLET_API_KEYS", "sk-1, sk-2,")
+    with serving("--json") as process:
+        ready = ready_document(process)
+        for key, allowed in (("sk-2", True), ("sk-3", False)):
+            asked = urllib.request.Request(f"{ready['url']}/models", headers={"x-api-key": key})
+            if allowed:
+                with urllib.request.urlopen(asked) as response:
+                    assert response.status == 200
+            else:
+                with pytest.raises(urllib.error.HTTPError, match="401") as caught:
+                    urllib.request.urlopen(asked)
+                caught.value.close()
 
 
 @pytest.mark.parametrize(

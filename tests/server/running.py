@@ -29,10 +29,11 @@ class _Server(uvicorn.Server):
 
 @dataclass
 class Running:
-    """A server that accepts connections at `port`; `loop` is the one its app runs in."""
+    """A server that accepts connections at `port`; `loop` is the one that `app` runs in."""
 
     port: int
     loop: asyncio.AbstractEventLoop
+    app: FastAPI
 
     @property
     def url(self) -> str:
@@ -68,7 +69,7 @@ def serving(app: FastAPI) -> Iterator[Running]:
     thread.start()
     assert server.accepting.wait(WAIT_S), "the server did not start"
     try:
-        yield Running(sock.getsockname()[1], server.loop)
+        yield Running(sock.getsockname()[1], server.loop, app)
     finally:
         server.should_exit = True
         thread.join(WAIT_S)

@@ -346,7 +346,7 @@ def test_a_large_body_is_parsed_beside_the_other_requests(monkeypatch: pytest.Mo
         assert go_on.wait(WAIT_S)
         return parse_request(*args)
 
-    monkeypatch.setattr("moonlet.server.app.parse_request", slow)
+    monkeypatch.setattr("moonlet.server.chat.parse_request", slow)
     large = {"model": "fake", "messages": [{"role": "user", "content": "x" * 2_000_000}]}
     with serving(create_app(FakeProvider(says("ok")))) as server, ThreadPoolExecutor() as pool:
         answer = pool.submit(server.post, json.dumps(large).encode())

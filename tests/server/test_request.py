@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from moonlet.chat.fake import CARD, FakeProvider, says
+from moonlet.chat.provider import ChatRequest, Sampling
 from moonlet.errors import PromptError
 from moonlet.server import create_app
 from moonlet.server.body import MAX_DEPTH, MAX_STRUCTURE, parse_object
@@ -21,6 +22,15 @@ BODY: dict[str, Any] = {"model": "fake", "messages": [{"role": "user", "content"
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 
 
+def named(name: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name}}
+
+
+def json_schema(**fields: Any) -> dict[str, Any]:
+    spec = {"name": "answer", "schema": {"type": "object"}, **fields}
+    return {"response_format": {"type": "json_schema", "json_schema": spec}}
+
+
 def parsed(**fields: Any) -> ApiRequest:
     return parse_request({**BODY, **fields}, CARD)
 
@@ -30,7 +40,8 @@ def test_defaults() -> None:
     assert request.chat.thinking
     assert not request.chat.preserve_thinking
     assert request.chat.max_tokens is None
-    assert set(vars(request.chat.sampling).values()) == {None}
+    assert request.chat.sampling == Sampling()
+    assert request.chat == ChatRequest(request.chat.messages)
     assert (request.stream, request.include_usage, request.chat.stop) == (False, False, ())
 
 
@@ -45,12 +56,21 @@ def test_null_is_absent() -> None:
     [
         {"n": 1},
         {"logprobs": False, "top_logprobs": 0, "logit_bias": {}},
-        {"presence_penalty": 0, "frequency_penalty": 0.0, "repetition_penalty": 1.0, "min_p": 0},
+        {"presence_penalty": 0, "frequency_penalty": 0.0, "repetition_penalty": 1.0},
         {"response_format": {"type": "text"}},
         {"user": "me", "store": True, "metadata": {"a": "b"}, "made_up": [1, {}]},
         {"thinking": {"type": "enabled"}, "chat_template_kwargs": {"thinking": True}},
         {"stream_options": {"include_usage": False, "include_obfuscation": True}},
         {"tools": [], "tool_choice": "auto"},
+        {"tool_choice": "none", "parallel_tool_calls": True},
+        {"reasoning_effort": "high", "enable_thinking": True, "reasoning": {"enabled": True}},
+        {"prompt_cache_key": "session", "safety_identifier": "u", "stream_reasoning": True},
+        {
+            "functions": [],
+            "guided_json": None,
+            "reasoning_format": "auto",
+            "include_reasoning": True,
+        },
     ],
 )
 def test_what_changes_nothing(fields: dict[str, Any]) -> None:
@@ -64,6 +84,14 @@ def test_what_changes_nothing(fields: dict[str, Any]) -> None:
         ({"thinking": {"type": "enabled"}}, True),
         ({"chat_template_kwargs": {"thinking": False}}, False),
         ({"chat_template_kwargs": {"enable_thinking": False, "other": 3}}, False),
+        ({"enable_thinking": False}, False),
+        ({"reasoning_effort": "none"}, False),
+        ({"reasoning_effort": "low"}, True),
+        ({"reasoning": {"effort": "none"}}, False),
+        ({"reasoning": {"enabled": False}}, False),
+        ({"reasoning": {"max_tokens": 9}}, True),
+        ({"thinking_budget": 0}, False),
+        ({"thinking": {"budget_tokens": 0}}, False),
     ],
 )
 def test_the_thinking_switch(fields: dict[str, Any], thinking: bool) -> None:
@@ -90,6 +118,122 @@ def test_stop_and_limits() -> None:
     assert parsed(max_completion_tokens=CARD.context_length).chat.max_tokens == CARD.context_length
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"thinking_budget": 64},
+        {"thinking_token_budget": 64},
+        {"thinking_budget_tokens": 64},
+        {"thinking": {"type": "enabled", "budget_tokens": 64}},
+        {"reasoning": {"max_tokens": 64}},
+        {"thinking_budget": 64, "thinking": {"budget_tokens": 64}},
+    ],
+)
+def test_every_spelling_of_the_thinking_budget(fields: dict[str, Any]) -> None:
+    assert parsed(**fields).chat.thinking_budget == 64
+    off = parsed(**fields, enable_thinking=False) if "type" not in str(fields) else parsed()
+    assert off.chat.thinking_budget is None
+
+
+def test_thinking_can_be_left_out_of_the_answer() -> None:
+    assert not parsed(include_reasoning=False).shows_reasoning
+    assert not parsed(reasoning={"exclude": True}).shows_reasoning
+    assert parsed().shows_reasoning
+
+
+def test_sampling_reaches_the_provider() -> None:
+    sampling = parsed(
+        min_p=0.1,
+        repetition_penalty=1.1,
+        presence_penalty=-2,
+        frequency_penalty=0.5,
+        logit_bias={"0": -100, "17": 2.5},
+    ).chat.sampling
+    assert sampling == Sampling(
+        min_p=0.1,
+        repetition_penalty=1.1,
+        presence_penalty=-2.0,
+        frequency_penalty=0.5,
+        logit_bias=((0, -100.0), (17, 2.5)),
+    )
+
+
+def test_choices_logprobs_and_deadline() -> None:
+    assert parsed(n=3, temperature=0).chat.n == 3
+    assert parsed(logprobs=True).chat.logprobs == 0
+    assert parsed(logprobs=True, top_logprobs=20).chat.logprobs == 20
+    assert parsed(deadline_s=1.5).chat.deadline_s == 1.5
+    assert not parsed(parallel_tool_calls=False).chat.parallel_tool_calls
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("thinking", [False, True])
+def test_the_matrix_of_tool_choice(stream: bool, thinking: bool) -> None:
+    """Open serves every one of them, thinking or not."""
+    switch = {"thinking": {"type": "enabled" if thinking else "disabled"}, "stream": stream}
+    wanted = {
+        "auto": ([TOOL], False, None),
+        "none": (None, False, None),
+        "required": ([TOOL], True, None),
+    }
+    for word, expected in wanted.items():
+        chat = parsed(tools=[TOOL], tool_choice=word, **switch).chat
+        assert (chat.tools, chat.must_call, chat.only_tool) == expected
+    chat = parsed(tools=[TOOL], tool_choice=named("f"), **switch).chat
+    assert (chat.tools, chat.must_call, chat.only_tool, chat.thinking) == (
+        [TOOL], True, "f", thinking,
+    )  # fmt: skip
+
+
+def test_the_schema_of_the_answer() -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "string", "pattern": "x"}}}
+    assert parsed(**json_schema(schema=schema)).chat.schema == schema
+    assert parsed(response_format={"type": "json_object"}).chat.schema == {"type": "object"}
+    assert parsed(response_format={"type": "text"}).chat.schema is None
+
+
+def test_a_schema_that_is_not_strict_is_enforced_where_that_is_certain() -> None:
+    plain = {"type": "object", "properties": {"a": {"type": "string"}}}
+    assert parsed(**json_schema(schema=plain, strict=False)).chat.schema == plain
+    odd = {"type": "object", "not": {"type": "string"}}
+    assert parsed(**json_schema(schema=odd, strict=False)).chat.schema == {"type": "object"}
+
+
+@pytest.mark.parametrize("kind", ["json_object", "json_schema"])
+def test_a_schema_does_not_go_with_a_prefix(kind: str) -> None:
+    fields = {
+        **json_schema(),
+        "messages": [*BODY["messages"], {"role": "assistant", "content": "{", "partial": True}],
+    }
+    fields["response_format"]["type"] = kind
+    with pytest.raises(ApiError, match="partial") as caught:
+        parsed(**fields)
+    assert caught.value.param == "response_format"
+
+
+def call(call_id: str) -> dict[str, Any]:
+    return {"id": call_id, "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+
+def test_a_history_is_repaired_and_that_is_told() -> None:
+    loop = [
+        *BODY["messages"],
+        {"role": "assistant", "tool_calls": [call("call_abc")]},
+        {"role": "tool", "tool_call_id": "call_abc", "content": "5"},
+    ]
+    request = parsed(messages=loop)
+    assert request.headers == {"x-moonlet-repairs": "reasoning, tool_ids"}
+    assert request.chat.messages[1].tool_calls[0].id == "functions.f:0"
+    assert request.chat.messages[2].tool_call_id == "functions.f:0"
+    assert parsed().headers == {}
+
+
+def test_a_partial_message_goes_on() -> None:
+    begun = {"role": "assistant", "content": "It is ", "partial": True}
+    request = parsed(messages=[*BODY["messages"], begun])
+    assert request.chat.messages[-1].partial
+
+
 def test_tools_go_on_unchanged() -> None:
     assert parsed(tools=[TOOL]).chat.tools == [TOOL]
     assert parsed(tools=[TOOL], tool_choice="none").chat.tools is None
@@ -98,9 +242,6 @@ def test_tools_go_on_unchanged() -> None:
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"model": None}, "model"),
-        ({"model": 3}, "model"),
-        ({"model": "other"}, "model"),
         ({"messages": None}, "messages"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "king", "content": "x"}]}, "messages[0].role"),
@@ -123,22 +264,49 @@ def test_tools_go_on_unchanged() -> None:
         ({"max_tokens": CARD.context_length + 1}, "max_tokens"),
         ({"max_completion_tokens": 1.5}, "max_completion_tokens"),
         ({"max_tokens": 1, "max_completion_tokens": 2}, "max_tokens"),
-        ({"n": 2}, "n"),
+        ({"n": 17}, "n"),
+        ({"n": 0}, "n"),
         ({"n": True}, "n"),
         ({"stream": 1}, "stream"),
         ({"stream_options": []}, "stream_options"),
         ({"stream_options": {"include_usage": "yes"}}, "stream_options.include_usage"),
-        ({"logprobs": True}, "logprobs"),
+        ({"logprobs": 1}, "logprobs"),
         ({"top_logprobs": 3}, "top_logprobs"),
-        ({"logit_bias": {"1": 1}}, "logit_bias"),
-        ({"presence_penalty": 0.5}, "presence_penalty"),
-        ({"parallel_tool_calls": False}, "parallel_tool_calls"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format"),
+        ({"top_logprobs": 21, "logprobs": True}, "top_logprobs"),
+        ({"logit_bias": {"one": 1}}, "logit_bias"),
+        ({"logit_bias": {"01": 1}}, "logit_bias"),
+        ({"logit_bias": {"1": 101}}, "logit_bias"),
+        ({"logit_bias": {"1": "5"}}, "logit_bias"),
+        ({"logit_bias": {str(i): 1 for i in range(5000)}}, "logit_bias"),
+        ({"presence_penalty": 2.5}, "presence_penalty"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"min_p": 1.5}, "min_p"),
+        ({"deadline_s": -1}, "deadline_s"),
+        ({"user": 3}, "user"),
+        ({"prompt_cache_key": []}, "prompt_cache_key"),
+        ({"parallel_tool_calls": 1}, "parallel_tool_calls"),
+        ({"functions": [{"name": "f"}]}, "functions"),
+        ({"guided_json": {}}, "guided_json"),
+        ({"separate_reasoning": False}, "separate_reasoning"),
+        ({"reasoning_format": "none"}, "reasoning_format"),
+        ({"response_format": {"type": "yaml"}}, "response_format.type"),
+        ({"response_format": {"schema": {}}}, "response_format.type"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        (json_schema(name=None), "response_format.json_schema.name"),
+        (json_schema(schema=None), "response_format.json_schema.schema"),
+        (json_schema(schema=[]), "response_format.json_schema.schema"),
+        (json_schema(strict="yes"), "response_format.json_schema.strict"),
         ({"response_format": "json"}, "response_format"),
         ({"thinking": True}, "thinking"),
         ({"thinking": {"type": "on"}}, "thinking.type"),
         ({"thinking": {"type": "enabled", "budget": 1}}, "thinking"),
+        ({"thinking": {"budget_tokens": -1}}, "thinking.budget_tokens"),
+        ({"thinking_budget": 5, "thinking": {"budget_tokens": 6}}, "thinking_budget"),
+        ({"reasoning_effort": "huge"}, "reasoning_effort"),
+        ({"reasoning": {"effort": 3}}, "reasoning.effort"),
+        ({"reasoning": "on"}, "reasoning"),
+        ({"reasoning_effort": "none", "enable_thinking": True}, "thinking"),
+        ({"reasoning": {"enabled": True}, "thinking_budget": 0}, "thinking"),
         ({"thinking": {"keep": "some"}}, "thinking.keep"),
         ({"chat_template_kwargs": {"thinking": 1}}, "chat_template_kwargs.thinking"),
         (
@@ -157,8 +325,11 @@ def test_tools_go_on_unchanged() -> None:
             {"tools": [{"type": "function", "function": {"name": "a", "parameters": 3}}]},
             "tools[0].function.parameters",
         ),
-        ({"tools": [TOOL], "tool_choice": "required"}, "tool_choice"),
-        ({"tools": [TOOL], "tool_choice": {"type": "function"}}, "tool_choice"),
+        ({"tools": [], "tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": named("g")}, "tool_choice"),
+        ({"tool_choice": named("f")}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": {"type": "function"}}, "tool_choice.function.name"),
         ({"tool_choice": "maybe"}, "tool_choice"),
         ({"tool_choice": [1]}, "tool_choice"),
     ],
@@ -244,6 +415,18 @@ FIELDS = [
     "response_format",
     "logprobs",
     "functions",
+    "top_logprobs",
+    "logit_bias",
+    "min_p",
+    "presence_penalty",
+    "repetition_penalty",
+    "parallel_tool_calls",
+    "thinking_budget",
+    "reasoning",
+    "reasoning_effort",
+    "user",
+    "prompt_cache_key",
+    "deadline_s",
 ]
 PART = st.fixed_dictionaries(
     {}, optional={"type": st.sampled_from(["text", "image_url"]), "text": JSON}

@@ -29,8 +29,11 @@ from moonlet.chat.template import (
     Special,
     Template,
     check_thinking,
+    continuation,
     encode_segments,
     media_segments,
+    partial_ends_in_reasoning,
+    split_partial,
     tools_text,
 )
 from moonlet.chat.tokenizer import Tokenizer
@@ -114,20 +117,26 @@ class JinjaTemplate:
         *,
         stop: threading.Event | None = None,
     ) -> Prompt:
-        """Raises PromptError or MediaError, with `param`, for what cannot be rendered."""
+        """A partial message is not shown to the template, which would end it: it goes on with the
+        generation prompt, and so leaves untouched what comes before.
+
+        Raises PromptError or MediaError, with `param`, for what cannot be rendered.
+        """
         check_thinking(self, thinking)
+        history, begun = split_partial(messages)
+        opens = thinking or bool(begun and begun.reasoning)
         opened = open_media(messages, self.limits, self._access, self._cache, stop)
         media = [media_segments(file) for file in opened]
         variables = {
-            "messages": [_as_dict(message) for message in messages],
+            "messages": [_as_dict(message) for message in history],
             "tools": tools or None,
         }
         if self._wants_typescript and tools:
             variables["tools_ts_str"] = tools_text(tools, "k2.5")
         flags = {
             "add_generation_prompt": True,
-            "thinking": thinking,
-            "enable_thinking": thinking,
+            "thinking": opens,
+            "enable_thinking": opens,
             "preserve_thinking": preserve_thinking,
             "bos_token": "[BOS]",
             "eos_token": "[EOS]",
@@ -136,11 +145,15 @@ class JinjaTemplate:
             pieces = self._pieces(variables, flags)
         except RecursionError as error:
             raise PromptError("tools are nested too deeply.", "tools") from error
-        return encode_segments(self._segments(pieces, media), self.tokenizer)
+        if begun and begun.name:
+            pieces = _renamed(pieces, begun.name, f"messages[{len(history)}].name")
+        rest = continuation(self, begun, thinking) if begun else []
+        return encode_segments([*self._segments(pieces, media), *rest], self.tokenizer)
 
-    def starts_in_reasoning(self, thinking: bool) -> bool:
-        """Whether the prompt ends inside an open think block."""
-        return self._opened[thinking]
+    def starts_in_reasoning(self, thinking: bool, messages: Sequence[Message] = ()) -> bool:
+        """Whether the prompt ends inside an open think block. `messages` count if one is partial."""
+        ends_in_reasoning = partial_ends_in_reasoning(messages)
+        return self._opened[thinking] if ends_in_reasoning is None else ends_in_reasoning
 
     def _pieces(self, variables: dict[str, Any], flags: dict[str, Any]) -> list[str]:
         """The output cut at its marks: text, mark, text, ..., text."""
@@ -190,6 +203,18 @@ class JinjaTemplate:
                 yield Special(piece)
         if next(waiting, None) is not None:
             raise MediaError("The checkpoint's chat template has no place for images here.")
+
+
+def _renamed(pieces: list[str], name: str, where: str) -> list[str]:
+    """The pieces with another display name in the generation prompt at their end."""
+    at = max((index for index in range(0, len(pieces), 2) if pieces[index]), default=0)
+    if pieces[at] != "assistant":
+        raise PromptError(
+            "The checkpoint's chat template has no place for the name of a partial message; leave "
+            "it out.",
+            where,
+        )
+    return [*pieces[:at], name, *pieces[at + 1 :]]
 
 
 def _as_dict(message: Message) -> dict[str, Any]:

@@ -49,7 +49,10 @@ class ToolCall:
 
 @dataclass(frozen=True)
 class Message:
-    """One turn. `reasoning` is None when the client sent none, which differs from empty."""
+    """One turn. `reasoning` is None when the client sent none, which differs from empty.
+
+    partial: the last message, an assistant's, which the answer goes on with where it ends.
+    """
 
     role: Role
     parts: tuple[Part, ...] = ()
@@ -57,11 +60,17 @@ class Message:
     reasoning: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
+    partial: bool = False
 
     @property
     def text(self) -> str:
         """The text parts, joined without a separator as the template joins them."""
         return "".join(part.text for part in self.parts if isinstance(part, TextPart))
+
+
+def canonical_id(name: str, index: int) -> str:
+    """The id of call number `index` of a conversation, as the model writes it itself."""
+    return f"functions.{name}:{index}"
 
 
 def parse_messages(raw: Any) -> list[Message]:
@@ -79,6 +88,8 @@ def parse_messages(raw: Any) -> list[Message]:
                 "A tool message must follow an assistant message with tool_calls.",
                 f"messages[{index}]",
             )
+        if message.partial and index < len(messages) - 1:
+            raise PromptError("Only the last message can be partial.", f"messages[{index}].partial")
     return messages
 
 
@@ -100,7 +111,19 @@ def _message(raw: Any, where: str) -> Message:
         reasoning=_reasoning(raw, where) if role == "assistant" else None,
         tool_calls=calls,
         tool_call_id=call_id,
+        partial=_partial(raw, role, bool(calls), f"{where}.partial"),
     )
+
+
+def _partial(raw: dict[str, Any], role: Role, has_calls: bool, where: str) -> bool:
+    partial = raw.get("partial")
+    if partial is not None and not isinstance(partial, bool):
+        raise _bad(where, f"must be true or false, not {_kind(partial)}.")
+    if partial and role != "assistant":
+        raise PromptError(f"A {role} message cannot be partial, only an assistant's can.", where)
+    if partial and has_calls:
+        raise PromptError("A message with tool_calls is complete and cannot be partial.", where)
+    return bool(partial)
 
 
 def _role(raw: Any, where: str) -> Role:

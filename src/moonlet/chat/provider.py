@@ -47,7 +47,7 @@ class ChatRequest:
     the visible answer; None tells nothing. n: independent answers to the same prompt. deadline_s: seconds
     after which the answer ends as if the token limit were reached.
 
-    A conversation that ends in an assistant message is continued where that message ends.
+    A conversation that ends in a partial assistant message is continued where that message ends.
     """
 
     messages: list[Message]
@@ -250,6 +250,7 @@ class _Collected:
     logprobs: list[TokenLogprob] = field(default_factory=list)
     calls: dict[int, ToolCallStart] = field(default_factory=dict)
     arguments: dict[int, list[str]] = field(default_factory=dict)
+    ended: set[int] = field(default_factory=set)
     finish: Finish | None = None
 
     def add(self, event: Event) -> None:
@@ -264,6 +265,8 @@ class _Collected:
                 self.arguments[event.index] = []
             case ToolCallDelta():
                 self.arguments[event.index].append(event.arguments)
+            case ToolCallEnd():
+                self.ended.add(event.index)
             case Finish():
                 self.finish = event
 
@@ -275,7 +278,9 @@ class _Collected:
             ToolCall(call.id, call.name, "".join(self.arguments[index]))
             for index, call in self.calls.items()
         ]
-        if reason == "length" and calls and not _is_json(calls[-1].arguments):
+        may_be_cut = reason == "length" and bool(calls) and max(self.calls) not in self.ended
+        # Not every stream tells its ends; whole JSON without one is taken as it is.
+        if may_be_cut and not _is_json(calls[-1].arguments):
             calls.pop()
         return Completion(
             "".join(self.reasoning), "".join(self.text), tuple(calls), reason,

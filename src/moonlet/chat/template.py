@@ -37,16 +37,28 @@ class Special:
     text: str
 
 
-Segment = Special | MediaItem | str
+@dataclass(frozen=True)
+class Mark:
+    """Nothing in the prompt, but a place in it: what begins here."""
+
+    kind: str
+
+
+Segment = Special | Mark | MediaItem | str
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """`token_ids` with every media pad repeated; `media` in the same order; `text` with one pad."""
+    """`token_ids` with every media pad repeated; `media` in the same order; `text` with one pad.
+
+    marks: positions in `token_ids` and what begins there, in order: "tools", "system", "user",
+    "assistant", "tool" or "generation". Empty where the template cannot know.
+    """
 
     token_ids: list[int]
     media: list[MediaItem]
     text: str
+    marks: tuple[tuple[int, str], ...] = ()
 
 
 class Template(Protocol):
@@ -77,14 +89,15 @@ class Template(Protocol):
         *,
         stop: threading.Event | None = None,
     ) -> Prompt:
-        """Raises PromptError or MediaError, with `param`, for what cannot be rendered.
+        """The prompt for the next assistant turn, or for the rest of one that is partial.
 
-        `stop`, once set by another thread, ends the opening of media early.
+        Raises PromptError or MediaError, with `param`, for what cannot be rendered. `stop`, once set by
+        another thread, ends the opening of media early.
         """
         ...
 
-    def starts_in_reasoning(self, thinking: bool) -> bool:
-        """Whether the prompt ends inside an open think block."""
+    def starts_in_reasoning(self, thinking: bool, messages: Sequence[Message] = ()) -> bool:
+        """Whether the prompt ends inside an open think block. `messages` count if one is partial."""
         ...
 
 
@@ -122,33 +135,45 @@ class ChatTemplate:
     ) -> Prompt:
         """The prompt that asks for the next assistant turn (or, for training, ends before it).
 
-        `preserve_thinking` keeps the reasoning of finished turns, which is dropped otherwise. `stop`, once set by
-        another thread, ends the opening of media early.
+        A partial message at the end is that turn, begun. `preserve_thinking` keeps the reasoning of
+        finished turns, which is dropped otherwise. `stop`, once set by another thread, ends the
+        opening of media early.
         Raises PromptError or MediaError, with `param`, for what cannot be rendered.
         """
         check_thinking(self, thinking)
         segments: list[Segment] = []
         if tools:
             text = tools_text(tools, self.style)
-            segments += _turn("system", "tool_declare", [text])
+            segments += [Mark("tools"), *_turn("system", "tool_declare", [text])]
         if self.style != "k2.5" and messages and messages[0].role != "system":
-            segments += _turn("system", "system", [DEFAULT_SYSTEM])
+            segments += [Mark("system"), *_turn("system", "system", [DEFAULT_SYSTEM])]
             # K2's template file leaves a line feed here, and here only; the model has seen it.
             segments += ["\n"] if self.style == "k2" else []
-        cut = -1 if preserve_thinking else _last_final_answer(messages)
+        history, begun = split_partial(messages)
+        cut = -1 if preserve_thinking else _last_final_answer(history)
         media = iter(open_media(messages, self.limits, self._access, self._cache, stop))
-        for index, message in enumerate(messages):
+        for index, message in enumerate(history):
             body = self._body(message, media, keeps_reasoning=index > cut)
-            segments += _turn(message.role, message.name or message.role, body)
-        if add_generation_prompt:
-            segments += _turn("assistant", "assistant", [])[:-1]
-            if self.style == "k2.5":
-                segments += [Special("<think>")] if thinking else _think("")
+            turn = _turn(message.role, message.name or message.role, body)
+            segments += [Mark(message.role), *turn]
+        if add_generation_prompt or begun:
+            segments += self._generation_prompt(thinking, begun)
         return encode_segments(segments, self.tokenizer)
 
-    def starts_in_reasoning(self, thinking: bool) -> bool:
+    def starts_in_reasoning(self, thinking: bool, messages: Sequence[Message] = ()) -> bool:
         """Whether the prompt ends inside an open think block (K2-Thinking opens it itself)."""
+        ends_in_reasoning = partial_ends_in_reasoning(messages)
+        if ends_in_reasoning is not None:
+            return ends_in_reasoning
         return thinking and self.style == "k2.5"
+
+    def _generation_prompt(self, thinking: bool, begun: Message | None) -> list[Segment]:
+        name = "assistant" if begun is None else begun.name or "assistant"
+        opens = thinking or bool(begun and begun.reasoning)
+        segments = [Mark("generation"), *_turn("assistant", name, [])[:-1]]
+        if self.style == "k2.5":
+            segments += [Special("<think>")] if opens else _think("")
+        return segments + (continuation(self, begun, thinking) if begun else [])
 
     def _body(
         self, message: Message, media: Iterator[Opened], keeps_reasoning: bool
@@ -173,6 +198,43 @@ def check_thinking(template: Template, thinking: bool) -> None:
         )
 
 
+def split_partial(messages: Sequence[Message]) -> tuple[Sequence[Message], Message | None]:
+    """The finished messages, and the partial one at the end if there is one."""
+    if messages and messages[-1].partial:
+        return messages[:-1], messages[-1]
+    return messages, None
+
+
+def partial_ends_in_reasoning(messages: Sequence[Message]) -> bool | None:
+    """Whether a partial message leaves its think block open; None when it leaves that undecided."""
+    _, begun = split_partial(messages)
+    if begun is None or not (begun.text or begun.reasoning):
+        return None
+    return not begun.text
+
+
+def continuation(template: Template, begun: Message, thinking: bool) -> list[Segment]:
+    """What a partial message adds to the generation prompt, which is one for thinking if it has reasoning.
+
+    Content implies that the thinking is over; reasoning alone leaves it open. Raises PromptError
+    for reasoning alone where the model cannot think or must not.
+    """
+    reasoning, text = begun.reasoning or "", begun.text
+    if reasoning and not text and not (thinking and template.reasons):
+        raise PromptError(
+            "A partial message that ends in its reasoning needs a model that thinks, and thinking "
+            "enabled; give it content, too, to go on after the reasoning.",
+            "thinking",
+        )
+    has_open_block = template.reasons and bool(thinking or reasoning)
+    if not has_open_block or not (reasoning or text):
+        return [text]
+    # K2-Thinking writes the mark itself, so its prompt ends before it.
+    begin = [] if template.starts_in_reasoning(True) else [Special("<think>")]
+    end = [Special("</think>")] if text else []
+    return [*begin, reasoning, *end, text]
+
+
 def media_segments(opened: Opened) -> list[Segment]:
     """An image between its marks, or a video as stamped chunks; a line feed ends both."""
     if isinstance(opened, MediaItem):
@@ -187,8 +249,11 @@ def encode_segments(segments: Iterable[Segment], tokenizer: Tokenizer) -> Prompt
     ids: list[int] = []
     media: list[MediaItem] = []
     text: list[str] = []
+    marks: list[tuple[int, str]] = []
     for segment in _joined(segments):
         match segment:
+            case Mark():
+                marks.append((len(ids), segment.kind))
             case str():
                 ids += tokenizer.encode(segment)
                 text.append(segment)
@@ -199,7 +264,7 @@ def encode_segments(segments: Iterable[Segment], tokenizer: Tokenizer) -> Prompt
                 ids += [tokenizer.id_of(MEDIA_PAD)] * segment.num_tokens
                 media.append(segment)
                 text.append(MEDIA_PAD)
-    return Prompt(ids, media, "".join(text))
+    return Prompt(ids, media, "".join(text), tuple(marks))
 
 
 def tools_text(tools: list[dict[str, Any]], style: Style) -> str:

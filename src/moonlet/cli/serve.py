@@ -1,21 +1,32 @@
-"""`moonlet serve [MODEL]`: the OpenAI-compatible server."""
+"""`moonlet serve [MODEL]`: the OpenAI-compatible server.
 
-import asyncio
+It answers from the first moment: /health at once, everything else with 503 until the model is loaded.
+The model is loaded in the main thread, where Ctrl-C can interrupt it, and the server runs in another.
+"""
+
 import json
+import os
+import signal
 import socket
 import sys
+import threading
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import ExitStack, closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from moonlet.cli.console import UsageError, add_json_flag, print_json
 from moonlet.cli.models import add_model_options, load_provider
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
+
     from moonlet.chat.provider import Provider
 
 QUESTION = "347+285"
 SHUTDOWN_S = 3  # how long running answers may go on after Ctrl-C
+KEYS_VARIABLE = "MOONLET_API_KEYS"
 
 
 def add_parser(commands: Any) -> None:
@@ -33,36 +44,85 @@ def add_parser(commands: Any) -> None:
     add_model_options(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (%(default)s)")
+    parser.add_argument(
+        "--compat",
+        choices=("open", "kimi", "openai"),
+        default="open",
+        help="refuse what this API refuses (%(default)s: serve what can be served)",
+    )
+    parser.add_argument(
+        "--api-key",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help=f"ask for this key; may be repeated, and {KEYS_VARIABLE} holds more, with commas between",
+    )
+    parser.add_argument(
+        "--cors",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="let pages of this origin ask, '*' for all; may be repeated (default: none)",
+    )
+    parser.add_argument(
+        "--max-waiting",
+        type=int,
+        metavar="N",
+        default=128,
+        help="refuse further requests while N wait for their first token (%(default)s)",
+    )
+    parser.add_argument(
+        "--otel",
+        action="store_true",
+        help="send a trace of every request as OTEL_EXPORTER_OTLP_ENDPOINT says (needs moonlet[otel])",
+    )
     add_json_flag(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: Namespace) -> int:
-    # The port first: loading a large model only to find it taken would be a waste.
-    with bind(args.host, args.port) as sock:
+    loading: Future[Provider] = Future()
+    with ExitStack() as stack:
+        app = _app(args, loading, stack)
+        # The port first: loading a large model only to find it taken would be a waste.
+        sock = stack.enter_context(bind(args.host, args.port))
+        server = stack.enter_context(answering(app, sock))
         provider = load_provider(args.model, args.keep_floats)
-        port = sock.getsockname()[1]
-
-        def announce() -> None:
-            url = f"http://{_reachable(args.host)}:{port}"
-            if args.json:
-                print_json(
-                    {
-                        "url": f"{url}/v1",
-                        "model": provider.card.id,
-                        "request": request(url, provider),
-                    }
-                )
-            else:
-                print(f"{provider.card.id} answers at {url}/v1\n\n{request(url, provider)}\n")
-            sys.stdout.flush()
-
-        serve(provider, sock, announce)
+        loading.set_result(provider)
+        url = f"http://{_reachable(args.host)}:{sock.getsockname()[1]}"
+        _announce(url, provider, request(url, provider, with_key=bool(_keys(args))), args.json)
+        wait(server)
     return 0
 
 
+def _app(args: Namespace, loading: "Future[Provider]", stack: ExitStack) -> "FastAPI":
+    from moonlet.server import create_app
+    from moonlet.server.profiles import PROFILES
+    from moonlet.server.trace import OtlpTracing
+
+    if args.max_waiting < 1:
+        raise UsageError(
+            f"--max-waiting is {args.max_waiting}, but at least 1 must be able to wait"
+        )
+
+    return create_app(
+        loading,
+        profile=PROFILES[args.compat],
+        api_keys=_keys(args),
+        cors=args.cors,
+        max_waiting=args.max_waiting,
+        tracing=stack.enter_context(closing(OtlpTracing())) if args.otel else None,
+    )
+
+
+def _keys(args: Namespace) -> list[str]:
+    """Those of the command line, where others can read them, and of the environment, where they cannot."""
+    listed = [key.strip() for key in os.environ.get(KEYS_VARIABLE, "").split(",")]
+    return [*args.api_key, *filter(None, listed)]
+
+
 def bind(host: str, port: int) -> socket.socket:
-    """A socket that owns the address but does not accept connections yet. Raises UsageError."""
+    """A socket that listens on the address. Raises UsageError."""
     if not 0 <= port < 2**16:
         raise UsageError(f"port {port} does not exist; choose one from 0 to 65535")
     sock = None
@@ -71,29 +131,28 @@ def bind(host: str, port: int) -> socket.socket:
         sock = socket.socket(family, kind)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(address)
+        sock.listen(2048)
     except (OSError, UnicodeError) as error:
         if sock is not None:
             sock.close()
-        raise _unavailable(host, port, error) from error
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise UsageError(
+            f"cannot listen on {host}:{port}: {reason}; "
+            "choose another address with --host and --port"
+        ) from error
     return sock
 
 
-def serve(provider: "Provider", sock: socket.socket, announce: Callable[[], None]) -> None:
-    """Answers on `sock` until Ctrl-C, which is raised as KeyboardInterrupt once all is closed.
+@contextmanager
+def answering(app: "FastAPI", sock: socket.socket) -> Iterator[threading.Event]:
+    """A server for `app` on `sock`, for as long as the `with` lasts; the event is set when it has ended.
 
-    `announce` is called when connections are accepted, not before.
+    An event, because Ctrl-C in `Thread.join` makes Python 3.11 take the thread for ended.
     """
     import uvicorn
 
-    from moonlet.server import create_app
-
-    class Server(uvicorn.Server):
-        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            await super().startup(sockets)
-            announce()
-
     config = uvicorn.Config(
-        create_app(provider),
+        app,
         # What goes wrong in a request is logged by the app; all that uvicorn would add is the
         # traceback of an answer that Ctrl-C cut off.
         log_config=None,
@@ -101,15 +160,39 @@ def serve(provider: "Provider", sock: socket.socket, announce: Callable[[], None
         access_log=False,
         timeout_graceful_shutdown=SHUTDOWN_S,
     )
-    host, port = sock.getsockname()[:2]
+    server = uvicorn.Server(config)
+    ended = threading.Event()
+
+    def run() -> None:
+        try:
+            server.run([sock])
+        finally:
+            ended.set()
+
+    thread = threading.Thread(target=run, name="moonlet-server")
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops as Ctrl-C does
+    thread.start()
     try:
-        asyncio.run(Server(config).serve([sock]))
-    except OSError as error:  # another process began to listen between our bind and now
-        raise _unavailable(host, port, error) from error
+        yield ended
+    finally:
+        server.should_exit = True
+        try:
+            ended.wait()
+        finally:  # pressed again: nothing is waited for any more
+            server.force_exit = True
+            signal.signal(signal.SIGTERM, before)
 
 
-def request(url: str, provider: "Provider") -> str:
-    """A shell command that asks the server one question, with thinking if the model can."""
+def wait(ended: threading.Event) -> None:
+    """Until the server ends, or until Ctrl-C, which is raised as KeyboardInterrupt."""
+    ended.wait()
+
+
+def request(url: str, provider: "Provider", *, with_key: bool = False) -> str:
+    """A shell command that asks the server one question, with thinking if the model can.
+
+    with_key: it takes an API key from MOONLET_API_KEY, where `moonlet chat` looks for it too.
+    """
     body: dict[str, Any] = {
         "model": provider.card.id,
         "messages": [{"role": "user", "content": QUESTION}],
@@ -117,17 +200,21 @@ def request(url: str, provider: "Provider") -> str:
     if provider.card.supports_reasoning:
         body["thinking"] = {"type": "enabled"}
     quoted = json.dumps(body).replace("'", "'\\''")
-    return f"curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{quoted}'"
+    key = ' -H "Authorization: Bearer $MOONLET_API_KEY"' if with_key else ""
+    route = f"{url}/v1/chat/completions"
+    return f"curl {route}{key} -H 'Content-Type: application/json' -d '{quoted}'"
+
+
+def _announce(url: str, provider: "Provider", example: str, as_json: bool) -> None:
+    if as_json:
+        model = provider.card.id
+        print_json({"url": f"{url}/v1", "model": model, "request": example})
+    else:
+        print(f"{provider.card.id} answers at {url}/v1\n\n{example}\n")
+    sys.stdout.flush()
 
 
 def _reachable(host: str) -> str:
     """The address to connect to when `host` is listened on."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
     return f"[{host}]" if ":" in host else host
-
-
-def _unavailable(host: str, port: int, error: Exception) -> UsageError:
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return UsageError(
-        f"cannot listen on {host}:{port}: {reason}; choose another address with --host and --port"
-    )

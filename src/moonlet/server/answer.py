@@ -1,37 +1,57 @@
 """From a provider's events to the bytes on the wire, watching the client all the while.
 
-    provider.stream -> with_pauses -> Answer -> plain JSON, or server-sent events
+    provider.stream -> with_pauses -> Answer, in the words of an Encoder -> JSON, or server-sent events
 
 The status line waits for the first event, so that a prompt that cannot be rendered is still a plain
 400. When nothing has come after `keep_alive_s` a stream starts all the same, with a comment line,
-and a later failure travels as `data: {"error": ...}`. The moment the client hangs up, the task is
-cancelled and the generator closed, which is what stops the generation.
+and a later failure travels in the stream, in the dialect's own shape. The moment the client hangs up,
+the task is cancelled and the generator closed, which is what stops the generation.
 """
 
 import asyncio
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing
-from typing import Any
+from typing import Any, Protocol
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from moonlet.chat.provider import Event, Finish, Provider, collect
+from moonlet.chat.provider import Completion, Event, Finish, Usage, collect_all
 from moonlet.errors import EngineError
-from moonlet.server.encode import Encoder, to_json
-from moonlet.server.errors import as_api_error
-from moonlet.server.request import ApiRequest
+from moonlet.server.encode import to_json, total_usage
+from moonlet.server.errors import ApiError, as_api_error
+from moonlet.server.state import State
 
-KEEP_ALIVE = b": keep-alive\n\n"
-_SSE_START = {
-    "type": "http.response.start",
-    "status": 200,
-    "headers": [
-        (b"content-type", b"text/event-stream; charset=utf-8"),
-        (b"cache-control", b"no-cache"),
-        (b"x-accel-buffering", b"no"),  # or nginx would hold the events back
-    ],
-}
+KEEP_ALIVE = b": keep-alive\n\n"  # a comment, which every reader of server-sent events skips
+_SSE_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # or nginx would hold the events back
+]
+
+
+class Encoder(Protocol):
+    """One answer in the words of one dialect: a new object for every answer.
+
+    Either `plain` is asked, with the whole answer of each choice; or `start`, `event` for each
+    event in order, and `end`, whose bytes are sent as they are (`encode.sse` makes them; empty ones say
+    nothing). `start` comes before the first event, `end` after every choice has had its Finish; in
+    place of the rest comes `error`, once, when the answer breaks off. `model`: the name for statistics.
+    """
+
+    model: str
+
+    def plain(self, answers: list[Completion]) -> dict[str, Any]: ...
+
+    def start(self) -> bytes: ...
+
+    def event(self, event: Event) -> bytes: ...
+
+    def end(self) -> bytes: ...
+
+    def error(self, error: ApiError, body: dict[str, Any]) -> bytes:
+        """`body` is what a plain answer to the same path would have told of the error."""
+        ...
 
 
 class Answer(Response):
@@ -39,62 +59,87 @@ class Answer(Response):
 
     media_type = "application/json"
 
-    def __init__(self, provider: Provider, request: ApiRequest, keep_alive_s: float) -> None:
-        super().__init__()
-        self.provider = provider
-        self.request = request
-        self.keep_alive_s = keep_alive_s
-        self.encoder = Encoder(provider.card.id, request.include_usage)
+    def __init__(
+        self,
+        state: State,
+        events: AsyncGenerator[Event, None],
+        encoder: Encoder,
+        *,
+        stream: bool,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(headers=headers)
+        self.state = state
+        self.events = events
+        self.encoder = encoder
+        self.stream = stream
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        events = self.provider.stream(self.request.chat)
-        work = self._stream(events, send) if self.request.stream else self._plain(events, send)
+        self.events = self.state.watch.over(self.events, scope, self.encoder.model)
+        work = self._stream(scope, send) if self.stream else self._plain(send)
         await until_disconnect(receive, work)
 
-    async def _plain(self, events: AsyncGenerator[Event, None], send: Send) -> None:
-        async with aclosing(events):
-            answer = await collect(events)
-        self.body = to_json(self.encoder.completion(answer))
-        self.init_headers()
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        await send({"type": "http.response.body", "body": self.body})
+    async def _plain(self, send: Send) -> None:
+        async with aclosing(self.events) as events:
+            answers = await collect_all(events)
+        body = to_json(self.encoder.plain(answers))
+        headers = [pair for pair in self.raw_headers if pair[0] != b"content-length"]
+        headers += [
+            (b"content-length", str(len(body)).encode()),
+            (b"x-moonlet-cache", cache_header(total_usage(answer.usage for answer in answers))),
+        ]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
 
-    async def _stream(self, events: AsyncGenerator[Event, None], send: Send) -> None:
+    async def _stream(self, scope: Scope, send: Send) -> None:
         started = False
         try:
-            async with aclosing(self._pieces(events)) as pieces:
+            async with aclosing(self._pieces()) as pieces:
                 async for piece in pieces:
                     if not started:
                         started = True
-                        await send(_SSE_START)
+                        await send(self._sse_start())
                     await send({"type": "http.response.body", "body": piece, "more_body": True})
         except Exception as error:
             if not started:
                 raise  # there is still a status line to tell it with
-            piece = _data(as_api_error(error).body)
+            known = as_api_error(error)
+            piece = self.encoder.error(known, self.state.error_body(scope, known))
             await send({"type": "http.response.body", "body": piece, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
 
-    async def _pieces(self, events: AsyncGenerator[Event, None]) -> AsyncGenerator[bytes, None]:
-        """The stream as it is sent, from the role to [DONE]. Raises what the provider raises."""
+    def _sse_start(self) -> dict[str, Any]:
+        ours = {name for name, _ in _SSE_HEADERS} | {b"content-length"}
+        headers = [pair for pair in self.raw_headers if pair[0] not in ours]
+        return {"type": "http.response.start", "status": 200, "headers": headers + _SSE_HEADERS}
+
+    async def _pieces(self) -> AsyncGenerator[bytes, None]:
+        """The stream as it is sent. Raises what the provider raises."""
         opened = False
-        finish: Finish | None = None
-        async with aclosing(with_pauses(events, self.keep_alive_s)) as steps:
+        running: set[int] = set()
+        async with aclosing(with_pauses(self.events, self.state.keep_alive_s)) as steps:
             async for event in steps:
                 if event is None:
                     yield KEEP_ALIVE
                     continue
                 if not opened:
                     opened = True
-                    yield _data(self.encoder.first())
-                if (chunk := self.encoder.chunk(event)) is not None:
-                    yield _data(chunk)
-                finish = event if isinstance(event, Finish) else None
-        if finish is None:
+                    yield self.encoder.start()
+                (running.discard if isinstance(event, Finish) else running.add)(event.choice)
+                if piece := self.encoder.event(event):
+                    yield piece
+        if running or not opened:
             raise EngineError("the answer broke off before it was finished")
-        if self.request.include_usage:
-            yield _data(self.encoder.usage(finish.usage))
-        yield b"data: [DONE]\n\n"
+        yield self.encoder.end()
+
+
+def cache_header(usage: Usage) -> bytes:
+    """How many tokens of the prompt came from where, and why not more, as far as that is known."""
+    in_memory = usage.cached_tokens - usage.cached_disk_tokens
+    told = f"memory={in_memory}, disk={usage.cached_disk_tokens}"
+    if usage.cache_break:
+        told += f", break={usage.cache_break}"
+    return told.encode("ascii", "replace")
 
 
 async def with_pauses(
@@ -135,7 +180,3 @@ async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, None]) ->
 async def _disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-def _data(value: object) -> bytes:
-    return b"data: " + to_json(value) + b"\n\n"

@@ -1,75 +1,80 @@
 """The routes: `create_app(provider)` is the whole server, apart from the socket.
 
-    GET  /health                 alive
-    GET  /v1/models              the one model that is served
-    GET  /v1/models/{id}
-    POST /v1/chat/completions    plain or streamed
+    GET  /health, /health/ready, /metrics       for those who run it
+    GET  /openapi.json                          what the routes take and answer
+    GET  /v1/models, /v1/models/{id}            the one model that is served
+    POST /v1/chat/completions                   plain or streamed
 
-A request goes body -> request -> answer; every refusal, the router's too, has OpenAI's shape.
+A request goes body -> request -> answer; every refusal, the router's too, has the shape of its dialect.
+Each dialect registers its own routes: `state.py` says how.
 """
 
-import asyncio
+from collections.abc import Sequence
+from concurrent.futures import Future
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from moonlet.chat.provider import Provider
 from moonlet.errors import MoonletError
-from moonlet.server.answer import Answer
-from moonlet.server.body import parse_object, read_body
-from moonlet.server.encode import model_object, to_json
-from moonlet.server.errors import as_api_error
-from moonlet.server.request import ApiRequest, check_model, parse_request
+from moonlet.server.auth import ApiKeys
+from moonlet.server.chat import add_chat
+from moonlet.server.edge import Edge
+from moonlet.server.health import add_health
+from moonlet.server.models import add_models
+from moonlet.server.openapi import describe
+from moonlet.server.profiles import OPEN, Profile
+from moonlet.server.state import KEEP_ALIVE_S, MAX_BODY_BYTES, State
+from moonlet.server.watch import MAX_WAITING, Tracing
 
-MAX_BODY_BYTES = 100 * 2**20  # what the Kimi API takes: a video as a data URL fits
-LARGE_BODY_BYTES = 2**20  # from here on parsing would hold up the other requests
-KEEP_ALIVE_S = 10.0
+DIALECTS = (add_health, add_models, add_chat)
+_TOLD_TO_PAGES = ("x-request-id", "x-moonlet-repairs", "x-moonlet-cache", "retry-after")
 
 
 def create_app(
-    provider: Provider,
+    provider: Provider | Future[Provider],
     *,
+    profile: Profile = OPEN,
+    api_keys: Sequence[str] = (),
+    cors: Sequence[str] = (),
+    max_waiting: int = MAX_WAITING,
     max_body_bytes: int = MAX_BODY_BYTES,
     keep_alive_s: float = KEEP_ALIVE_S,
+    tracing: Tracing | None = None,
 ) -> FastAPI:
-    """The API in front of `provider`. A stream that is silent for `keep_alive_s` sends a comment."""
-    app = FastAPI(
-        title="moonlet", openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False
+    """The API in front of `provider`, or of the one that is still being loaded: 503 until then.
+
+    With `api_keys` a request needs one of them. cors: the origins whose pages may ask, "*" for all.
+    A stream that is silent for `keep_alive_s` sends a comment. Raises ConfigError for an unusable key.
+    """
+    app = FastAPI(docs_url=None, redoc_url=None, redirect_slashes=False)
+    state = State(
+        provider,
+        profile=profile,
+        keys=ApiKeys(api_keys),
+        max_waiting=max_waiting,
+        max_body_bytes=max_body_bytes,
+        keep_alive_s=keep_alive_s,
+        tracing=tracing,
     )
-    for kind in (MoonletError, HTTPException, Exception):
-        app.add_exception_handler(kind, _refuse)
 
-    @app.get("/health")
-    async def health() -> Response:
-        return _json({"status": "ok"})
+    async def refuse(request: Request, error: Exception) -> Response:
+        return state.refusal(request.scope, error)
 
-    @app.get("/v1/models")
-    async def models() -> Response:
-        return _json({"object": "list", "data": [model_object(provider.card)]})
-
-    @app.get("/v1/models/{name:path}")
-    async def model(name: str) -> Response:
-        check_model(name, provider.card)
-        return _json(model_object(provider.card))
-
-    @app.post("/v1/chat/completions")
-    async def chat_completions(request: Request) -> Response:
-        body = await read_body(request, max_body_bytes)
-
-        def parse() -> ApiRequest:
-            return parse_request(parse_object(body), provider.card)
-
-        large = len(body) > LARGE_BODY_BYTES
-        return Answer(provider, await asyncio.to_thread(parse) if large else parse(), keep_alive_s)
-
+    app.add_exception_handler(MoonletError, refuse)
+    app.add_exception_handler(HTTPException, refuse)
+    app.add_middleware(Edge, state=state)
+    if cors:  # around the rest: a page may read refusals too
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=cors,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=_TOLD_TO_PAGES,
+        )
+    for add_routes in DIALECTS:
+        add_routes(app, state)
+    describe(app)
+    app.state.moonlet = state
     return app
-
-
-async def _refuse(request: Request, error: Exception) -> Response:
-    refusal = as_api_error(error)
-    headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
-    return _json(refusal.body, refusal.status, headers)
-
-
-def _json(value: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(to_json(value), status, headers, media_type="application/json")

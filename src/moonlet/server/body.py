@@ -1,13 +1,17 @@
 """A request body as a JSON object, or a refusal: nothing a client sends may hurt the server.
 
-Guarded against: bodies over the limit (before they are in memory), more values than any real request
-has (before they are Python objects, of which each takes far more memory than its text), invalid
-UTF-8 and JSON, NaN and infinities, integers of thousands of digits, nesting deeper than any real
-request, and lone surrogates, which Python's JSON accepts but no UTF-8 answer or tokenizer can carry.
+Guarded against: bodies over the limit (before they are in memory), many large ones at once, bodies that
+never end, more values than any real request has (before they are Python objects, of which each takes
+far more memory than its text), invalid UTF-8 and JSON, NaN and infinities, integers of thousands of
+digits, nesting deeper than any real request, and lone surrogates, which Python's JSON accepts but no
+UTF-8 answer or tokenizer can carry.
 """
 
+import asyncio
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
@@ -20,36 +24,89 @@ MAX_DEPTH = 128  # a JSON schema of depth 30 inside a tool needs about 70
 MAX_STRUCTURE = 1_000_000
 
 MAX_DIGITS = 400  # the largest float has 309
+PATIENCE_S = 600.0  # for a whole body: 100 MB over a slow line
 
 _SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
-async def read_body(request: Request, max_body_bytes: int) -> bytes:
-    """The raw body, never holding more than `max_body_bytes`.
+class BodyBudget:
+    """How much memory bodies may take: `max_bytes` each, and so many of those at the same time."""
+
+    def __init__(self, max_bytes: int, at_once: int) -> None:
+        self.max_bytes = max_bytes
+        self.most = max_bytes * at_once
+        self.held = 0
+
+    @contextmanager
+    def share(self) -> Iterator["Share"]:
+        """The part of one body; it is given back at the end of the `with`."""
+        share = Share(self)
+        try:
+            yield share
+        finally:
+            self.held -= share.taken
+
+
+class Share:
+    """What one body takes of the budget."""
+
+    def __init__(self, budget: BodyBudget) -> None:
+        self.budget = budget
+        self.max_bytes = budget.max_bytes
+        self.taken = 0
+
+    def take(self, size: int) -> None:
+        """Raises ApiError (429) when the bodies of all requests take too much."""
+        if self.budget.held + size > self.budget.most:
+            raise ApiError(
+                "too many large requests arrive at the same time; try again later",
+                status=429,
+                kind="engine_overloaded_error",
+                headers={"Retry-After": "5"},
+            )
+        self.budget.held += size
+        self.taken += size
+
+
+async def read_body(request: Request, share: Share) -> bytes:
+    """The raw body, never holding more than `share.max_bytes`.
 
     What comes beyond the limit is dropped as it arrives, up to as much again: a client that is still
-    sending when the connection closes would see a reset instead of the answer. Raises ApiError, 413
-    for a body over the limit and 400 when the client leaves before its end.
+    sending when the connection closes would see a reset instead of the answer. Raises ApiError: 413
+    for a body over the limit, 408 for one that does not end, 429 when there is no memory for it now,
+    and 400 when the client leaves before its end.
     """
+    limit = share.max_bytes
     too_large = ApiError(
-        f"the body is larger than the {max_body_bytes} bytes that this server accepts",
+        f"the body is larger than the {limit} bytes that this server accepts",
         status=413,
         code="body_too_large",
     )
-    if int(request.headers.get("content-length", 0)) > 2 * max_body_bytes:
+    stated = request.headers.get("content-length", "0")
+    if not (stated.isascii() and stated.isdigit()) or len(stated) > 18:
+        raise ApiError("the content-length of the request is no number of bytes")
+    if int(stated) > 2 * limit:
         raise too_large
     body = bytearray()
     size = 0
     try:
-        async for chunk in request.stream():
-            size += len(chunk)
-            if size <= max_body_bytes:
-                body += chunk
-            elif size > 2 * max_body_bytes:
-                break
+        async with asyncio.timeout(PATIENCE_S):
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size <= limit:
+                    share.take(len(chunk))
+                    body += chunk
+                elif size > 2 * limit:
+                    break
     except ClientDisconnect:
         raise ApiError("the client left before its body had ended") from None  # nobody is told
-    if size > max_body_bytes:
+    except TimeoutError:
+        raise ApiError(
+            f"the body did not end within {PATIENCE_S:g} seconds",
+            status=408,
+            code="request_timeout",
+        ) from None
+    if size > limit:
         raise too_large
     return bytes(body)
 

@@ -1,20 +1,26 @@
 """Failures as the error object of the OpenAI API, with the `type` words of the Kimi API.
 
-    {"error": {"message": str, "type": str, "param": str | None, "code": str | None}}
+    {"error": {"message": str, "type": str, "param": str | None, "code": str | None}, "request_id": str}
 
-| status | type                     | code               | when                                       |
-| ------ | ------------------------ | ------------------ | ------------------------------------------ |
-| 400    | invalid_request_error    |                    | a body, field, prompt or image that cannot be used |
-| 404    | resource_not_found_error | model_not_found    | another model than the one served           |
-| 404    | resource_not_found_error | unknown_url        | no such route                               |
-| 405    | invalid_request_error    | method_not_allowed | the route exists, the method does not       |
-| 413    | invalid_request_error    | body_too_large     | more bytes than the server accepts          |
-| 500    | server_error             |                    | our fault; the log has the details, the answer has not |
+| status | type                         | code               | when                                   |
+| ------ | ---------------------------- | ------------------ | -------------------------------------- |
+| 400    | invalid_request_error        |                    | a body, field, prompt or image that cannot be used |
+| 401    | invalid_authentication_error |                    | this server wants an API key and got none |
+| 401    | incorrect_api_key_error      | invalid_api_key    | an API key that it does not know       |
+| 404    | resource_not_found_error     | model_not_found    | another model than the one served      |
+| 404    | resource_not_found_error     | unknown_url        | no such route                          |
+| 405    | invalid_request_error        | method_not_allowed | the route exists, the method does not  |
+| 408    | invalid_request_error        | request_timeout    | the body did not come in time          |
+| 413    | invalid_request_error        | body_too_large     | more bytes than the server accepts     |
+| 429    | engine_overloaded_error      |                    | too many requests wait; Retry-After says for how long to stay away |
+| 500    | server_error                 |                    | our fault; the log has the details, the answer has not |
+| 503    | server_unavailable           |                    | the model is still being loaded, or could not be |
 
 Validation never answers 422: clients of this API know 400.
 """
 
 import logging
+from typing import Any
 
 from starlette.exceptions import HTTPException
 
@@ -24,7 +30,10 @@ logger = logging.getLogger(__name__)
 
 
 class ApiError(MoonletError):
-    """A refusal that already knows its HTTP status. `param` names the field of the request."""
+    """A refusal that already knows its HTTP status. `param` names the field of the request.
+
+    `headers` go out with it.
+    """
 
     def __init__(
         self,
@@ -34,6 +43,7 @@ class ApiError(MoonletError):
         status: int = 400,
         kind: str = "invalid_request_error",
         code: str | None = None,
+        headers: dict[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -41,18 +51,20 @@ class ApiError(MoonletError):
         self.status = status
         self.kind = kind
         self.code = code
+        self.headers = headers or {}
 
-    @property
-    def body(self) -> dict[str, object]:
-        """The JSON object of the answer."""
-        return {
-            "error": {
-                "message": self.message,
-                "type": self.kind,
-                "param": self.param,
-                "code": self.code,
-            }
+
+def error_body(error: ApiError, request_id: str | None) -> dict[str, Any]:
+    """The JSON object of a refusal in OpenAI's shape; the id stands beside it where there is one."""
+    body: dict[str, Any] = {
+        "error": {
+            "message": error.message,
+            "type": error.kind,
+            "param": error.param,
+            "code": error.code,
         }
+    }
+    return body if request_id is None else {**body, "request_id": request_id}
 
 
 def as_api_error(error: Exception) -> ApiError:
@@ -80,4 +92,6 @@ def _from_http(error: HTTPException) -> ApiError:
         message = "no such route; the API is under /v1, for instance /v1/chat/completions"
         return ApiError(message, status=404, kind="resource_not_found_error", code="unknown_url")
     code = "method_not_allowed" if error.status_code == 405 else None
-    return ApiError(str(error.detail), status=error.status_code, code=code)
+    return ApiError(
+        str(error.detail), status=error.status_code, code=code, headers=dict(error.headers or {})
+    )

@@ -48,25 +48,29 @@ def choice(
     return value
 
 
-def number(values: dict[str, Any], name: str, low: float, high: float) -> float | None:
+def number(
+    values: dict[str, Any], name: str, low: float, high: float, *, within: str = ""
+) -> float | None:
     """A number within [low, high]."""
     value = values.get(name)
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ApiError(f"{name} must be a number, not {kind_of(value)}", name)
-    return float(_within(name, value, low, high))
+        raise ApiError(f"{within}{name} must be a number, not {kind_of(value)}", within + name)
+    return float(_within(within + name, value, low, high))
 
 
-def integer(values: dict[str, Any], name: str, low: int, high: int) -> int | None:
+def integer(
+    values: dict[str, Any], name: str, low: int, high: int, *, within: str = ""
+) -> int | None:
     """A whole number within [low, high]."""
     value = values.get(name)
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int):
         found = repr(value) if isinstance(value, float) else kind_of(value)
-        raise ApiError(f"{name} must be a whole number, not {found}", name)
-    return _within(name, value, low, high)
+        raise ApiError(f"{within}{name} must be a whole number, not {found}", within + name)
+    return _within(within + name, value, low, high)
 
 
 def _within(name: str, value: Any, low: float, high: float) -> Any:

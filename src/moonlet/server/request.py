@@ -1,134 +1,135 @@
 """The body of `POST /v1/chat/completions` -> what to ask the provider and how to answer.
 
 Strict about types and ranges, lenient about members it does not know (clients send many); a known
-member that would change the answer and is not built yet is refused, never ignored. `null` counts as
-absent everywhere.
+member that would change the answer and is not served here is refused, never ignored. `null` counts as
+absent everywhere. What else a `compat` profile refuses is said in profiles.py. Other dialects may write
+their request as such a body and parse it here.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from moonlet.chat.messages import parse_messages
-from moonlet.chat.provider import ChatRequest, ModelCard, Sampling
+from moonlet.chat.provider import ChatRequest, ModelCard
+from moonlet.chat.repair import repair
 from moonlet.server.errors import ApiError
-from moonlet.server.fields import boolean, choice, integer, kind_of, number, obj, text
+from moonlet.server.fields import boolean, integer, kind_of, number, obj, text
+from moonlet.server.formats import parse_format
+from moonlet.server.history import check_history
+from moonlet.server.profiles import OPEN, Profile
+from moonlet.server.sampling import parse_logprobs, parse_n, parse_sampling, parse_stop
+from moonlet.server.thinking import parse_thinking
 from moonlet.server.tools import parse_tools
 
-MAX_STOPS = 5
-_INT64 = 2**63
+MAX_DEADLINE_S = 7 * 86400.0
 
-# Members that change the answer, with the values that mean "as if absent".
-_NOT_YET: dict[str, tuple[Any, ...]] = {
-    "n": (1,),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
-    "logit_bias": ({},),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "repetition_penalty": (1,),
-    "min_p": (0,),
-    "functions": ([],),
-    "function_call": ("none", "auto"),
-    "parallel_tool_calls": (True,),
-    "modalities": (["text"],),
+# Members that change the answer and are not served: what means the same as leaving them out, and the
+# way to get what they are for.
+_NOT_HERE: dict[str, tuple[tuple[Any, ...], str]] = {
+    "functions": (([],), "use tools"),
+    "function_call": (("none", "auto"), "use tool_choice"),
+    "modalities": ((["text"],), "answers are text"),
+    "audio": ((), "answers are text"),
+    "web_search_options": ((), "declare a search tool"),
+    "structured_outputs": (({},), "use response_format"),
+    "guided_json": ((), "use response_format"),
+    "guided_regex": ((), "use response_format"),
+    "guided_choice": ((), "use response_format with an enum"),
+    "guided_grammar": ((), "use response_format"),
+    "grammar": (("",), "use response_format"),
+    "json_schema": ((), "use response_format"),
+    "stop_token_ids": (([],), "use stop"),
+    "prompt_logprobs": ((0, False), "use logprobs"),
+    "separate_reasoning": ((True,), "the thinking always comes in a member of its own"),
+    "reasoning_format": (("auto", "deepseek"), "the thinking always comes in a member of its own"),
 }
 
 
 @dataclass(frozen=True)
 class ApiRequest:
-    """One parsed request: `chat` goes to the provider, the rest says how to answer."""
+    """One parsed request: `chat` goes to the provider, the rest says how to answer.
 
+    headers: what the answer's head says about the request, apart from what the answer itself is.
+    """
+
+    model: str
     chat: ChatRequest
     stream: bool
     include_usage: bool
+    shows_reasoning: bool = True
+    headers: dict[str, str] = field(default_factory=dict)
 
 
-def parse_request(body: dict[str, Any], card: ModelCard) -> ApiRequest:
-    """Raises ApiError or PromptError (both answer 400, an unknown model 404) with the field's name."""
-    check_model(text(body, "model", required=True), card)
-    _refuse_not_yet(body)
-    thinking, preserve_thinking = _thinking(body, card)
+def parse_request(body: dict[str, Any], card: ModelCard, profile: Profile = OPEN) -> ApiRequest:
+    """Raises ApiError or PromptError (both answer 400) with the name of the field."""
+    _refuse_unknown(body, profile)
+    _refuse_not_here(body)
+    for name in ("user", "prompt_cache_key", "safety_identifier"):
+        text(body, name)
+    rules = profile.rules(card.id)
+    thinking = parse_thinking(body, card, profile)
+    tools = parse_tools(body, profile, thinking.on)
+    sampling = parse_sampling(body, rules, thinking.on)
+    messages = parse_messages(body.get("messages"))
+    check_history(messages, profile, thinking.on)
+    schema = parse_format(body, messages, profile)
+    messages, repairs = repair(messages)
     chat = ChatRequest(
-        messages=parse_messages(body.get("messages")),
-        tools=parse_tools(body),
-        thinking=thinking,
-        preserve_thinking=preserve_thinking,
-        sampling=_sampling(body),
+        messages=messages,
+        tools=tools.declared,
+        must_call=tools.must_call,
+        only_tool=tools.only,
+        parallel_tool_calls=boolean(body, "parallel_tool_calls") is not False,
+        schema=schema,
+        thinking=thinking.on,
+        preserve_thinking=thinking.preserve,
+        thinking_budget=thinking.budget,
+        sampling=sampling,
         max_tokens=_max_tokens(body, card),
-        stop=_stop(body.get("stop")),
+        stop=parse_stop(body.get("stop"), profile),
+        n=parse_n(body, rules, sampling),
+        logprobs=parse_logprobs(body),
+        deadline_s=number(body, "deadline_s", 0, MAX_DEADLINE_S),
     )
-    options = obj(body, "stream_options")
+    stream = bool(boolean(body, "stream"))
     return ApiRequest(
+        model=card.id,
         chat=chat,
-        stream=bool(boolean(body, "stream")),
-        include_usage=bool(boolean(options, "include_usage", within="stream_options.")),
+        stream=stream,
+        include_usage=_include_usage(body, stream, profile),
+        shows_reasoning=thinking.shown,
+        headers=repair_headers(repairs),
     )
 
 
-def check_model(name: str | None, card: ModelCard) -> None:
-    """Raises ApiError (404) unless `name` is the model that is served."""
-    if name != card.id:
-        raise ApiError(
-            f"no model {name!r} here; this server has {card.id!r}",
-            "model",
-            status=404,
-            kind="resource_not_found_error",
-            code="model_not_found",
-        )
+def repair_headers(repairs: list[str]) -> dict[str, str]:
+    """The header that tells what was mended in a history; none when nothing was."""
+    return {"x-moonlet-repairs": ", ".join(repairs)} if repairs else {}
 
 
-def _refuse_not_yet(body: dict[str, Any]) -> None:
-    for name, neutral in _NOT_YET.items():
+def _refuse_unknown(body: dict[str, Any], profile: Profile) -> None:
+    if profile.members is not None and (unknown := sorted(body.keys() - profile.members)):
+        name = unknown[0][:80]
+        raise ApiError(f"Unrecognized request argument supplied: {name}", code="unknown_parameter")
+
+
+def _refuse_not_here(body: dict[str, Any]) -> None:
+    for name, (neutral, instead) in _NOT_HERE.items():
         value = body.get(name)
         # True == 1 in Python, so the types must agree as well.
         same = (kind_of(value) == kind_of(item) and value == item for item in neutral)
         if value is not None and not any(same):
-            raise ApiError(
-                f"{name} is not supported yet; leave it out or send {neutral[0]!r}", name
-            )
-    response_format = obj(body, "response_format")
-    if response_format and response_format.get("type") != "text":
+            raise ApiError(f"{name} is not supported; {instead}, and leave it out", name)
+
+
+def _include_usage(body: dict[str, Any], stream: bool, profile: Profile) -> bool:
+    options = obj(body, "stream_options")
+    if profile.openai_rules and options and not stream:
         raise ApiError(
-            "response_format is not supported yet, other than {'type': 'text'}", "response_format"
+            "The 'stream_options' parameter is only allowed when 'stream' is enabled.",
+            "stream_options",
         )
-
-
-def _thinking(body: dict[str, Any], card: ModelCard) -> tuple[bool, bool]:
-    """(thinking, preserve_thinking) from Kimi's `thinking` object and vLLM's template arguments."""
-    switch = obj(body, "thinking")
-    unknown = sorted(set(switch) - {"type", "keep"})
-    if unknown:
-        raise ApiError(f"thinking has no member {unknown[0]!r}, only type and keep", "thinking")
-    kind = choice(switch, "type", ("enabled", "disabled"), within="thinking.")
-    keep = choice(switch, "keep", ("all",), within="thinking.")
-    arguments = obj(body, "chat_template_kwargs")
-    within = "chat_template_kwargs."
-    wishes = [
-        boolean(arguments, "thinking", within=within),
-        boolean(arguments, "enable_thinking", within=within),
-        None if kind is None else kind == "enabled",
-    ]
-    wanted = {wish for wish in wishes if wish is not None}
-    if len(wanted) == 2:
-        raise ApiError("thinking is switched on and off in the same request", "thinking")
-    if True in wanted and not card.supports_reasoning:
-        raise ApiError(f"the model {card.id!r} cannot think; leave the switch out", "thinking")
-    preserve = boolean(arguments, "preserve_thinking", within=within)
-    return (wanted.pop() if wanted else card.supports_reasoning), keep == "all" or bool(preserve)
-
-
-def _sampling(body: dict[str, Any]) -> Sampling:
-    top_p = number(body, "top_p", 0, 1)
-    if top_p == 0:
-        raise ApiError("top_p must be above 0; for the likeliest token use temperature 0", "top_p")
-    top_k = integer(body, "top_k", -1, 2**31 - 1)
-    seed = integer(body, "seed", -_INT64, _INT64 - 1)
-    return Sampling(
-        temperature=number(body, "temperature", 0, 2),
-        top_p=top_p,
-        top_k=0 if top_k == -1 else top_k,  # both mean "all tokens", -1 is vLLM's spelling
-        seed=None if seed is None else seed % 2**64,  # generators take no negative seed
-    )
+    return bool(boolean(options, "include_usage", within="stream_options."))
 
 
 def _max_tokens(body: dict[str, Any], card: ModelCard) -> int | None:
@@ -141,12 +142,3 @@ def _max_tokens(body: dict[str, Any], card: ModelCard) -> int | None:
             "max_tokens",
         )
     return old if new is None else new
-
-
-def _stop(value: Any) -> tuple[str, ...]:
-    stops = [] if value is None else [value] if isinstance(value, str) else value
-    if not isinstance(stops, list) or not all(isinstance(item, str) and item for item in stops):
-        raise ApiError("stop must be a non-empty string or a list of them", "stop")
-    if len(stops) > MAX_STOPS:
-        raise ApiError(f"stop has {len(stops)} strings, but at most {MAX_STOPS} are taken", "stop")
-    return tuple(stops)
