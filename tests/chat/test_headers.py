@@ -6,9 +6,9 @@ import pytest
 from PIL import Image
 
 from moonlet.chat import headers, images
-from moonlet.chat.images import load_image, open_picture, open_video
+from moonlet.chat.images import open_animation, open_picture
 from moonlet.errors import MediaError
-from tests.chat.test_images import PICTURE, encoded, vp8x
+from tests.chat.test_images import PICTURE, encoded, load_image, vp8x
 
 
 def small_gif(frames: int, size: int = 1, first: int = 1, delay: int = 65535) -> bytes:
@@ -24,18 +24,18 @@ def small_gif(frames: int, size: int = 1, first: int = 1, delay: int = 65535) ->
 
 
 def test_the_number_of_frames_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert open_video(small_gif(4096)).count == 4096
+    assert open_animation(small_gif(4096)).count == 4096
     monkeypatch.setattr(images, "_open", lambda data: pytest.fail("it was opened"))
     for frames in (4097, 100_000):
         with pytest.raises(MediaError, match="4096 frames allowed"):
-            open_video(small_gif(frames))
+            open_animation(small_gif(frames))
     webp = vp8x(1, 1)[:30] + (b"ANMF\x10\0\0\0" + bytes(16)) * 4097
     with pytest.raises(MediaError, match="4096 frames allowed"):
-        open_video(webp)
+        open_animation(webp)
 
 
 def test_a_frame_cannot_enlarge_the_video() -> None:
-    video = open_video(small_gif(3, size=9))
+    video = open_animation(small_gif(3, size=9))
     with pytest.raises(MediaError, match="same size"):
         list(video.frames([0, 2]))
 
@@ -52,7 +52,7 @@ def test_a_frame_cannot_enlarge_the_video() -> None:
 )
 def test_files_in_too_many_pieces(data: bytes) -> None:
     with pytest.raises(MediaError, match="more than 524288 blocks"):
-        open_video(data)
+        open_animation(data)
 
 
 def progressive(scans: int) -> bytes:
@@ -69,7 +69,7 @@ def test_scans_of_a_jpeg_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [open_picture(progressive(n)).work for n in (6, 100)] == [256, 7 * 256]
     assert load_image(progressive(100)).size == (16, 16)
     monkeypatch.setattr(images, "_open", lambda data: pytest.fail("it was opened"))
-    for load in (open_picture, open_video):
+    for load in (open_picture, open_animation):
         with pytest.raises(MediaError, match="101 scans, 100 are allowed"):
             load(progressive(101))
 

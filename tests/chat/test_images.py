@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from moonlet.chat import images
-from moonlet.chat.images import load_image, open_video
+from moonlet.chat.images import open_animation, open_picture
 from moonlet.errors import MediaError
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
@@ -23,6 +23,10 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+def load_image(data: bytes) -> Image.Image:
+    return open_picture(data).load()
 
 
 def data_url(data: bytes, mime: str = "image/png") -> str:
@@ -47,10 +51,9 @@ PICTURE = Image.new("RGB", (4, 3), RED)
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF"])
 def test_formats(kind: str) -> None:
     data = encoded(PICTURE, kind)
-    for source in (data, data_url(data), data_url(data, "text/lies")):
-        image = load_image(source)
-        assert (image.mode, image.size) == ("RGB", (4, 3))
-        assert np.abs(np.asarray(image).astype(int)[0, 0] - RED).max() <= 3
+    image = load_image(data)
+    assert (image.mode, image.size) == ("RGB", (4, 3))
+    assert np.abs(np.asarray(image).astype(int)[0, 0] - RED).max() <= 3
 
 
 def test_transparency_is_laid_on_white() -> None:
@@ -98,7 +101,7 @@ def test_a_video_decodes_the_frames_asked_for(kind: str) -> None:
     frames = [Image.new("RGB", (5, 7), (shade,) * 3) for shade in shades]
     times = [100, 200, 300, 400, 500]
     data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], duration=times)
-    video = open_video(data_url(data))
+    video = open_animation(data)
     assert (video.width, video.height, video.count) == (5, 7, 5)
     assert video.fps == pytest.approx(5 / 1.5)
     chosen = list(video.frames([1, 4]))
@@ -108,7 +111,7 @@ def test_a_video_decodes_the_frames_asked_for(kind: str) -> None:
 
 def test_a_still_is_a_video_of_one_frame() -> None:
     for kind in ("PNG", "JPEG", "WEBP", "GIF"):
-        video = open_video(encoded(PICTURE, kind))
+        video = open_animation(encoded(PICTURE, kind))
         assert (video.count, video.fps) == (1, 10.0)
         assert len(list(video.frames([0]))) == 1
 
@@ -156,20 +159,6 @@ HOSTILE = {
     "bmp": (encoded(PICTURE, "BMP"), "not a readable PNG, JPEG, WebP or GIF"),
     "tiff": (encoded(PICTURE, "TIFF"), "not a readable"),
     "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not a readable"),
-    "http": ("http://example.org/a.png", "does not fetch URLs"),
-    "https": ("HTTPS://example.org/a.png", "does not fetch URLs"),
-    "file": ("file:///etc/passwd", "is not supported"),
-    "path": ("/etc/passwd", "is not supported"),
-    "other scheme": ("ms://abc", "'ms://abc' is not supported"),
-    "nothing": ("", "is not supported"),
-    "data without comma": ("data:image/png;base64", "not of the form"),
-    "data without base64": ("data:image/png,%89PNG", "not of the form"),
-    "not base64": ("data:image/png;base64,@@@@", "valid base64"),
-    "wrong padding": ("data:image/png;base64,AAAAA", "valid base64"),
-    "not ascii": ("data:image/png;base64,ééé", "valid base64"),
-    "base64 of text": (data_url(b"not an image"), "not a readable"),
-    "empty payload": ("data:image/png;base64,", "not a readable"),
-    "base64 of html": (data_url(b"<html>" * 50, "image/jpeg"), "not a readable"),
 }
 
 
@@ -179,20 +168,9 @@ def test_hostile_pictures(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     source, message = HOSTILE[name]
     if "pixels" in message:  # must be refused from the header alone
         monkeypatch.setattr(images, "_to_rgb", lambda image: pytest.fail("it was decoded"))
-    for load in (load_image, lambda source: list(open_video(source).frames([0]))):
+    for load in (load_image, lambda source: list(open_animation(source).frames([0]))):
         with pytest.raises(MediaError, match=message):
             load(source)
-
-
-def test_too_many_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "MAX_BYTES", len(GOOD))
-    load_image(GOOD)
-    load_image(data_url(GOOD))
-    with pytest.raises(MediaError, match=f"has {len(GOOD) + 1} bytes"):
-        load_image(GOOD + b"x")
-    monkeypatch.setattr(images.base64, "b64decode", lambda *_, **__: pytest.fail("was decoded"))
-    with pytest.raises(MediaError, match="about"):
-        load_image("data:image/png;base64," + "A" * 2 * len(GOOD))
 
 
 def test_too_many_pixels_in_a_video(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,7 +178,7 @@ def test_too_many_pixels_in_a_video(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
     monkeypatch.setattr(images, "MAX_VIDEO_PIXELS", 499)
     with pytest.raises(MediaError, match="5 frames of 10 x 10"):
-        open_video(data)
+        open_animation(data)
 
 
 @given(

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from moonlet.chat.media import (
+    MediaItem,
     MediaLimits,
     image_item,
     image_tokens,
@@ -129,7 +130,7 @@ class Film:
     def count(self) -> int:
         return len(self.pictures)
 
-    def frames(self, chosen: Iterable[int]) -> Iterator[Image.Image]:
+    def frames(self, chosen: Iterable[int]) -> Generator[Image.Image, None, None]:
         for index in chosen:
             self.decoded.append(index)
             yield self.pictures[index]
@@ -263,3 +264,48 @@ def test_from_folder(tmp_path: Path) -> None:
         path.write_text(bad)
         with pytest.raises(ConfigError, match="not readable JSON"):
             MediaLimits.from_folder(tmp_path)
+
+
+# What a prefix cache compares
+
+
+def test_equal_pictures_have_equal_digests() -> None:
+    image = Image.effect_noise((60, 40), 50)
+    first, second = image_item(image, K25), image_item(image.copy(), K25)
+    assert first.digest == second.digest
+    assert len(first.digest) == 32
+    assert first.digest is first.digest  # computed once
+
+
+def test_whatever_differs_changes_the_digest() -> None:
+    values = np.zeros((16, 3, 14, 14), np.uint8)
+    other = values.copy()
+    other[15, 2, 13, 13] = 1
+    table = np.zeros((256, 3), np.float32)
+    items = [
+        MediaItem(values, (1, 4, 4)),
+        MediaItem(other, (1, 4, 4)),
+        MediaItem(values, (1, 2, 8)),
+        MediaItem(values, (1, 4, 4), "video"),
+        MediaItem(values, (1, 4, 4), "image", table),
+        MediaItem(values, (1, 4, 4), "image", table + 1),
+        MediaItem(values.astype(np.float32), (1, 4, 4)),
+    ]
+    assert len({item.digest for item in items}) == len(items)
+
+
+def test_a_chunk_of_one_frame_is_no_image() -> None:
+    ((_, chunk),) = video_items(Film(frames(1), 1.0), K25)
+    image = image_item(frames(1)[0], K25)
+    assert chunk.grid == image.grid
+    assert (chunk.patches == image.patches).all()
+    assert chunk.digest != image.digest
+
+
+def test_pixels_wait_as_bytes() -> None:
+    item = image_item(Image.effect_noise((60, 40), 50), K25)
+    assert item.values.dtype == np.uint8
+    assert item.patches.dtype == np.float32
+    assert item.patches.flags.c_contiguous
+    plain = MediaItem(item.patches, item.grid)
+    assert plain.patches is plain.values

@@ -6,7 +6,9 @@ tokenizer  text <-> ids; user text never becomes a special id
 template   messages -> prompt ids, native (tools_typescript declares the tools)
 jinja      the same by a checkpoint's own template, run in `sandbox` (meter keeps its budget)
 media      pictures and frames -> patches
-images     data URLs and bytes -> pictures (headers reads sizes, attachments adds them up first)
+attachments  the media of a conversation: read from their sources (data URLs, files, fetch), measured, decoded
+images     bytes -> pictures (formats says of which kind they are, headers reads sizes)
+video      bytes -> frames, decoded by video_child in a process of its own
 parser     generated ids -> events (`held` keeps text back, `calls` reads the tool calls)
 provider   the protocol that servers, agents and engines share; `fake` scripts it for tests
 """

@@ -1,15 +1,12 @@
-"""Pictures from requests: a data URL or bytes becomes an RGB image, or one MediaError.
+"""Pictures and animations that Pillow decodes: a file's bytes become RGB images, or one MediaError.
 
-Nothing here trusts the file. Its size in bytes is checked before decoding base64, its size in
-pixels, frames and scans before decoding the picture (so a caller can add up many files first), and
-whatever the decoder does on a damaged file is one error.
+Nothing here trusts the file. Its size in pixels, frames and scans is checked before decoding the picture (so
+a caller can add up many files first), and whatever the decoder does on a damaged file is one error.
 """
 
-import base64
-import binascii
 import io
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -19,7 +16,6 @@ from PIL import Image, ImageOps
 from moonlet.chat.headers import frame_times, jpeg_scans, webp_size
 from moonlet.errors import MediaError
 
-MAX_BYTES = 50 * 2**20
 MAX_PIXELS = 2**26  # 8192 x 8192; decoding takes up to about 600 MB
 MAX_VIDEO_PIXELS = 2**27  # all frames together, 400 MB
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
@@ -46,7 +42,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Video:
+class Animation:
     """An animated GIF or WebP of which only the headers were read, within the limits."""
 
     data: bytes
@@ -59,7 +55,7 @@ class Video:
     def work(self) -> int:
         return self.count * self.width * self.height
 
-    def frames(self, chosen: Iterable[int]) -> Iterator[Image.Image]:
+    def frames(self, chosen: Iterable[int]) -> Generator[Image.Image, None, None]:
         """The frames of these ascending numbers, in RGB, one at a time.
 
         Raises MediaError when one cannot be decoded.
@@ -76,25 +72,22 @@ class Video:
                 yield _to_rgb(image.copy())
 
 
-def open_picture(source: str | bytes) -> Picture:
-    """The picture of a data URL or of a file's bytes, not decoded yet.
+def open_picture(data: bytes) -> Picture:
+    """The picture in a file's bytes, not decoded yet.
 
     Raises MediaError when it is no picture or too large.
     """
-    data = _bytes_of(source)
     scans = jpeg_scans(data)
     image = _open(data)
     work = image.width * image.height * max(1, math.ceil(scans / _USUAL_SCANS))
     return Picture(data, image.width, image.height, work)
 
 
-def open_video(source: str | bytes) -> Video:
-    """The video of a data URL or of a file's bytes, not decoded yet.
+def open_animation(data: bytes) -> Animation:
+    """The animated GIF or WebP in a file's bytes, not decoded yet; a still picture is a single frame.
 
-    Raises MediaError for anything but an animated GIF or WebP (or a still picture, a single frame):
-    moonlet ships no decoder for other video formats.
+    Raises MediaError for anything else or when it is too large.
     """
-    data = _bytes_of(source)
     jpeg_scans(data)
     with _decoding():
         times = frame_times(data)
@@ -106,12 +99,7 @@ def open_video(source: str | bytes) -> Video:
         )
     # Files without durations are shown at 10 frames per second by every browser.
     fps = 1000 * count / sum(times) if any(times) else 10.0
-    return Video(data, image.width, image.height, count, fps)
-
-
-def load_image(source: str | bytes) -> Image.Image:
-    """The decoded picture of a data URL or of a file's bytes. Raises MediaError."""
-    return open_picture(source).load()
+    return Animation(data, image.width, image.height, count, fps)
 
 
 @contextmanager
@@ -123,36 +111,6 @@ def _decoding() -> Iterator[None]:
         raise
     except Exception as error:
         raise MediaError(f"{_NOT_AN_IMAGE}: {error or type(error).__name__}.") from error
-
-
-def _bytes_of(source: str | bytes) -> bytes:
-    if isinstance(source, str):
-        source = _decode_data_url(source)
-    if len(source) > MAX_BYTES:
-        raise MediaError(f"The image has {len(source)} bytes, {MAX_BYTES} are allowed.")
-    return source
-
-
-def _decode_data_url(url: str) -> bytes:
-    scheme = url[:40].partition(":")[0].lower()
-    if scheme in ("http", "https"):
-        raise MediaError("This server does not fetch URLs; send the image as a base64 data URL.")
-    if scheme != "data":
-        raise MediaError(
-            f"The image URL {url[:40]!r} is not supported; send a data URL of the form "
-            "data:image/png;base64,... instead."
-        )
-    header, comma, payload = url.partition(",")
-    if not comma or not header.lower().endswith(";base64"):
-        raise MediaError("The data URL is not of the form data:image/png;base64,....")
-    if len(payload) * 3 // 4 > MAX_BYTES + 2:
-        raise MediaError(
-            f"The image has about {len(payload) * 3 // 4} bytes, {MAX_BYTES} are allowed."
-        )
-    try:
-        return base64.b64decode(payload, validate=True)
-    except (binascii.Error, ValueError) as error:  # ValueError: characters outside ASCII
-        raise MediaError("The data URL does not hold valid base64.") from error
 
 
 def _open(data: bytes) -> Image.Image:

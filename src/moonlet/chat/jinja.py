@@ -8,6 +8,7 @@ so that every special token in the output is the template's own, and changed bac
 
 import json
 import re
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +16,10 @@ from typing import Any
 
 from moonlet.chat.attachments import open_media
 from moonlet.chat.media import MediaItem, MediaLimits
+from moonlet.chat.media_cache import MediaCache
 from moonlet.chat.messages import ImagePart, Message, TextPart, parse_messages
 from moonlet.chat.sandbox import MAX_SOURCE, SandboxedTemplate, SandboxError
+from moonlet.chat.sources import DATA_URLS_ONLY, MediaAccess
 from moonlet.chat.template import (
     MEDIA_PAD,
     STYLES,
@@ -40,11 +43,15 @@ VIDEO_PLACEHOLDER = "<|kimi_k25_video_placeholder|>"
 
 
 def load_template(
-    folder: str | Path, tokenizer: Tokenizer, max_tokens: int | None = None
+    folder: str | Path,
+    tokenizer: Tokenizer,
+    max_tokens: int | None = None,
+    access: MediaAccess = DATA_URLS_ONLY,
 ) -> Template:
     """The template of a checkpoint folder: native where that gives the same text, else its own.
 
-    `max_tokens` is the model's context: media that take more are refused before decoding them.
+    `max_tokens` is the model's context: media that take more are refused before decoding them. `access`
+    says where media may come from.
     Raises PromptError for a template that cannot be compiled, TokenizerError or ConfigError for
     damaged files beside it.
     """
@@ -55,9 +62,9 @@ def load_template(
     source = read_source(folder)
     if source is None:
         style = "k2.5" if "<think>" in tokenizer.special else "k2"
-        return ChatTemplate(tokenizer, style, limits)
-    own = JinjaTemplate(source, tokenizer, limits)
-    natives = [ChatTemplate(tokenizer, style, limits) for style in STYLES]
+        return ChatTemplate(tokenizer, style, limits, access)
+    own = JinjaTemplate(source, tokenizer, limits, access)
+    natives = [ChatTemplate(tokenizer, style, limits, access) for style in STYLES]
     for probe in _PROBES:
         text = _probe(own, *probe)
         natives = [native for native in natives if _probe(native, *probe) == text]
@@ -70,7 +77,11 @@ class JinjaTemplate:
     """A template in Jinja. Raises PromptError when it cannot be compiled."""
 
     def __init__(
-        self, source: str, tokenizer: Tokenizer, limits: MediaLimits | None = None
+        self,
+        source: str,
+        tokenizer: Tokenizer,
+        limits: MediaLimits | None = None,
+        access: MediaAccess = DATA_URLS_ONLY,
     ) -> None:
         try:
             self._template = SandboxedTemplate(source)
@@ -78,6 +89,7 @@ class JinjaTemplate:
             raise PromptError(f"The checkpoint's chat template is not usable: {error}.") from error
         self.tokenizer = tokenizer
         self.limits = limits
+        self._access, self._cache = access, MediaCache()
         self.reads_images = limits is not None and MEDIA_PAD in source
         self.reads_video = limits is not None and VIDEO_PLACEHOLDER in source
         # Only K2.5's templates know TypeScript; their tool lists have sorted keys.
@@ -102,6 +114,8 @@ class JinjaTemplate:
         tools: list[dict[str, Any]] | None = None,
         thinking: bool = True,
         preserve_thinking: bool = False,
+        *,
+        stop: threading.Event | None = None,
     ) -> Prompt:
         """A partial message is not shown to the template, which would end it: it goes on with the
         generation prompt, and so leaves untouched what comes before.
@@ -111,7 +125,8 @@ class JinjaTemplate:
         check_thinking(self, thinking)
         history, begun = split_partial(messages)
         opens = thinking or bool(begun and begun.reasoning)
-        media = [media_segments(opened) for opened in open_media(messages, self.limits)]
+        opened = open_media(messages, self.limits, self._access, self._cache, stop)
+        media = [media_segments(file) for file in opened]
         variables = {
             "messages": [_as_dict(message) for message in history],
             "tools": tools or None,

@@ -3,20 +3,25 @@
 The rule is that of the published processors (K2.5 and Kimi-VL): shrink to a budget of patches,
 resize bicubically, pad with black to whole 2 x 2 blocks of patches, normalise, cut.
 
-    image [h, w, 3] uint8 -> resized, padded [H, W, 3] -> patches [H/14 * W/14, 3, 14, 14] float32
+    image [h, w, 3] uint8 -> resized, padded [H, W, 3] -> cut [H/14 * W/14, 3, 14, 14] -> patches, float32
+
+Normalising comes last and only when the patches are asked for: until then they are bytes, a quarter of the
+size, and there may be gigabytes of them in a queue.
 """
 
+import functools
+import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from PIL import Image
 
-from moonlet.chat.images import load_image as load_image
 from moonlet.errors import ConfigError, MediaError, NotSupportedError
 
 PATCH = 14
@@ -29,10 +34,36 @@ _MAX_CONFIG_BYTES = 2**20
 
 @dataclass(frozen=True)
 class MediaItem:
-    """What the vision tower reads in one go: an image, or a chunk of up to four video frames."""
+    """What the vision tower reads in one go: an image, or a chunk of up to four video frames.
 
-    patches: np.ndarray  # float32 [t * h * w, 3, 14, 14], frames one after another, rows first
-    grid: tuple[int, int, int]  # t frames of h x w patches
+    values: [t * h * w, 3, 14, 14], frames one after another, rows first; float32, or uint8 with a `table` that
+    says what each byte stands for. grid: t frames of h x w patches. table: float32 [256, 3], a column per
+    channel.
+    """
+
+    values: np.ndarray
+    grid: tuple[int, int, int]
+    kind: Literal["image", "video"] = "image"
+    table: np.ndarray | None = None
+
+    @property
+    def patches(self) -> np.ndarray:
+        """The values as float32, newly computed where they are bytes: ask once."""
+        if self.table is None:
+            return self.values
+        patches = np.empty(self.values.shape, np.float32)
+        for channel in range(3):
+            patches[:, channel] = self.table[self.values[:, channel], channel]
+        return patches
+
+    @functools.cached_property
+    def digest(self) -> bytes:
+        """sha256 over kind, grid and values: equal only for what the model cannot tell apart."""
+        digest = hashlib.sha256(f"{self.kind} {self.grid} {self.values.dtype}".encode())
+        for array in (self.values, self.table):
+            if array is not None:
+                digest.update(np.ascontiguousarray(array).data)
+        return digest.digest()
 
     @property
     def num_tokens(self) -> int:
@@ -96,13 +127,23 @@ class Film(Protocol):
     def count(self) -> int: ...
     @property
     def fps(self) -> float: ...
-    def frames(self, chosen: Iterable[int]) -> Iterator[Image.Image]: ...
+    # Closing it ends whatever decodes for it.
+    def frames(self, chosen: Iterable[int]) -> Generator[Image.Image, None, None]: ...
+
+
+# An image, or the chunks of a video with their timestamps.
+Opened = MediaItem | list[tuple[str, MediaItem]]
+
+
+def items_of(opened: Opened) -> list[MediaItem]:
+    """The items without their timestamps."""
+    return [opened] if isinstance(opened, MediaItem) else [item for _, item in opened]
 
 
 def image_item(image: Image.Image, limits: MediaLimits) -> MediaItem:
     """One image as patches. Raises MediaError when Kimi-VL would refuse its shape."""
-    patches, h, w = _patches(image, limits.image_patches, limits)
-    return MediaItem(patches, (1, h, w))
+    pixels, h, w = _cut(image, limits.image_patches, limits)
+    return MediaItem(pixels, (1, h, w), "image", _table(limits.mean, limits.std))
 
 
 def image_tokens(width: int, height: int, limits: MediaLimits) -> int:
@@ -113,14 +154,15 @@ def image_tokens(width: int, height: int, limits: MediaLimits) -> int:
 def video_items(video: Film, limits: MediaLimits) -> list[tuple[str, MediaItem]]:
     """Chunks of a video, each with the timestamp (HH:MM:SS.mmm) of its first frame."""
     chosen = sampled_frames(video.count, video.fps, limits)
-    frames = video.frames(chosen)
-    items = []
-    for begin in range(0, len(chosen), limits.chunk_frames):
-        chunk = chosen[begin : begin + limits.chunk_frames]
-        cut = [_patches(next(frames), limits.frame_patches, limits) for _ in chunk]
-        _, h, w = cut[0]
-        item = MediaItem(np.concatenate([patches for patches, _, _ in cut]), (len(chunk), h, w))
-        items.append((timestamp(chunk[0], video.fps), item))
+    table, items = _table(limits.mean, limits.std), []
+    with closing(video.frames(chosen)) as frames:
+        for begin in range(0, len(chosen), limits.chunk_frames):
+            chunk = chosen[begin : begin + limits.chunk_frames]
+            cut = [_cut(next(frames), limits.frame_patches, limits) for _ in chunk]
+            _, h, w = cut[0]
+            pixels = np.concatenate([pixels for pixels, _, _ in cut])
+            item = MediaItem(pixels, (len(chunk), h, w), "video", table)
+            items.append((timestamp(chunk[0], video.fps), item))
     return items
 
 
@@ -178,10 +220,8 @@ def _num_tokens(h: int, w: int) -> int:
     return (h // MERGE) * (w // MERGE)
 
 
-def _patches(
-    image: Image.Image, patch_limit: int, limits: MediaLimits
-) -> tuple[np.ndarray, int, int]:
-    """Patches [h * w, 3, 14, 14] of one frame, and h and w."""
+def _cut(image: Image.Image, patch_limit: int, limits: MediaLimits) -> tuple[np.ndarray, int, int]:
+    """Patches [h * w, 3, 14, 14] of one frame as bytes, and h and w."""
     width, height = resized(image.width, image.height, patch_limit, limits)
     pixels = image.convert("RGB")
     if pixels.size != (width, height):
@@ -189,12 +229,15 @@ def _patches(
     # Padded before normalising, so the border is black (-1), not grey (0).
     padded = np.zeros((_padded(height), _padded(width), 3), dtype=np.uint8)
     padded[:height, :width] = np.asarray(pixels)
-    # A table of the 256 values in double precision: exact to the last bit, and less work.
-    table = ((np.arange(256)[:, None] / 255 - limits.mean) / limits.std).astype(np.float32)
-    values = table[padded, np.arange(3)]
     h, w = padded.shape[0] // PATCH, padded.shape[1] // PATCH
-    patches = values.reshape(h, PATCH, w, PATCH, 3).transpose(0, 2, 4, 1, 3)
+    patches = padded.reshape(h, PATCH, w, PATCH, 3).transpose(0, 2, 4, 1, 3)
     return np.ascontiguousarray(patches).reshape(h * w, 3, PATCH, PATCH), h, w
+
+
+@functools.cache
+def _table(mean: tuple[float, float, float], std: tuple[float, float, float]) -> np.ndarray:
+    """The normalised value of every byte [256, 3], in double precision first: exact to the last bit."""
+    return ((np.arange(256)[:, None] / 255 - mean) / std).astype(np.float32)
 
 
 class _Keys:

@@ -9,13 +9,16 @@ and the three styles differ in tools, in the default system message and in how t
 """
 
 import json
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from moonlet.chat.attachments import Opened, open_media
-from moonlet.chat.media import MediaItem, MediaLimits
+from moonlet.chat.attachments import open_media
+from moonlet.chat.media import MediaItem, MediaLimits, Opened
+from moonlet.chat.media_cache import MediaCache
 from moonlet.chat.messages import Message, TextPart
+from moonlet.chat.sources import DATA_URLS_ONLY, MediaAccess
 from moonlet.chat.tokenizer import Tokenizer
 from moonlet.chat.tools_typescript import declare_tools, sort_keys
 from moonlet.errors import NotSupportedError, PromptError
@@ -83,10 +86,13 @@ class Template(Protocol):
         tools: list[dict[str, Any]] | None = None,
         thinking: bool = True,
         preserve_thinking: bool = False,
+        *,
+        stop: threading.Event | None = None,
     ) -> Prompt:
         """The prompt for the next assistant turn, or for the rest of one that is partial.
 
-        Raises PromptError or MediaError, with `param`, for what cannot be rendered.
+        Raises PromptError or MediaError, with `param`, for what cannot be rendered. `stop`, once set by
+        another thread, ends the opening of media early.
         """
         ...
 
@@ -99,7 +105,11 @@ class ChatTemplate:
     """The native renderer. `limits` are None for a model that reads no images."""
 
     def __init__(
-        self, tokenizer: Tokenizer, style: Style = "k2.5", limits: MediaLimits | None = None
+        self,
+        tokenizer: Tokenizer,
+        style: Style = "k2.5",
+        limits: MediaLimits | None = None,
+        access: MediaAccess = DATA_URLS_ONLY,
     ) -> None:
         if style not in STYLES:
             raise NotSupportedError(
@@ -108,6 +118,7 @@ class ChatTemplate:
         self.tokenizer = tokenizer
         self.style: Style = style
         self.limits = limits if style == "k2.5" else None
+        self._access, self._cache = access, MediaCache()
         self.reasons = style != "k2"
         self.has_instant_mode = style != "k2-thinking"
         self.reads_images = self.reads_video = self.limits is not None
@@ -120,11 +131,13 @@ class ChatTemplate:
         preserve_thinking: bool = False,
         *,
         add_generation_prompt: bool = True,
+        stop: threading.Event | None = None,
     ) -> Prompt:
         """The prompt that asks for the next assistant turn (or, for training, ends before it).
 
         A partial message at the end is that turn, begun. `preserve_thinking` keeps the reasoning of
-        finished turns, which is dropped otherwise.
+        finished turns, which is dropped otherwise. `stop`, once set by another thread, ends the
+        opening of media early.
         Raises PromptError or MediaError, with `param`, for what cannot be rendered.
         """
         check_thinking(self, thinking)
@@ -138,7 +151,7 @@ class ChatTemplate:
             segments += ["\n"] if self.style == "k2" else []
         history, begun = split_partial(messages)
         cut = -1 if preserve_thinking else _last_final_answer(history)
-        media = iter(open_media(messages, self.limits))
+        media = iter(open_media(messages, self.limits, self._access, self._cache, stop))
         for index, message in enumerate(history):
             body = self._body(message, media, keeps_reasoning=index > cut)
             turn = _turn(message.role, message.name or message.role, body)
