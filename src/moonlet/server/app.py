@@ -4,6 +4,8 @@
     GET  /openapi.json                          what the routes take and answer
     GET  /v1/models, /v1/models/{id}            the one model that is served
     POST /v1/chat/completions                   plain or streamed
+    POST /v1/completions                        plain text, without a template
+    POST /v1/tokenizers/estimate-token-count, /tokenize, /detokenize
     POST /v1/files                              images and videos for messages, texts to read back
 
 A request goes body -> request -> answer; every refusal, the router's too, has the shape of its dialect.
@@ -21,6 +23,7 @@ from moonlet.chat.provider import Provider
 from moonlet.errors import MoonletError
 from moonlet.server.auth import ApiKeys
 from moonlet.server.chat import add_chat
+from moonlet.server.completions import add_completions
 from moonlet.server.edge import Edge
 from moonlet.server.file_store import FileStore
 from moonlet.server.files import add_files
@@ -29,12 +32,15 @@ from moonlet.server.models import add_models
 from moonlet.server.openapi import describe
 from moonlet.server.profiles import OPEN, Profile
 from moonlet.server.state import KEEP_ALIVE_S, MAX_BODY_BYTES, State
+from moonlet.server.tokens import add_tokens
 from moonlet.server.watch import MAX_WAITING, Tracing
 
 DIALECTS = (
     add_health,
     add_models,
     add_chat,
+    add_completions,
+    add_tokens,
     add_files,
 )
 _TOLD_TO_PAGES = ("x-request-id", "x-moonlet-repairs", "x-moonlet-cache", "retry-after")
