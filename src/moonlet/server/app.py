@@ -4,6 +4,7 @@
     GET  /openapi.json                          what the routes take and answer
     GET  /v1/models, /v1/models/{id}            the one model that is served
     POST /v1/chat/completions                   plain or streamed
+    POST /v1/responses, /v1/messages            the same in the words of OpenAI's Responses, of Anthropic
     POST /v1/completions                        plain text, without a template
     POST /v1/tokenizers/estimate-token-count, /tokenize, /detokenize
     POST /v1/files                              images and videos for messages, texts to read back
@@ -31,6 +32,7 @@ from moonlet.server.health import add_health
 from moonlet.server.models import add_models
 from moonlet.server.openapi import describe
 from moonlet.server.profiles import OPEN, Profile
+from moonlet.server.responses import add_responses
 from moonlet.server.state import KEEP_ALIVE_S, MAX_BODY_BYTES, State
 from moonlet.server.tokens import add_tokens
 from moonlet.server.watch import MAX_WAITING, Tracing
@@ -39,6 +41,7 @@ DIALECTS = (
     add_health,
     add_models,
     add_chat,
+    add_responses,
     add_completions,
     add_tokens,
     add_files,
