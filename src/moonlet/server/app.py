@@ -22,6 +22,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from moonlet.chat.provider import Provider
 from moonlet.errors import MoonletError
+from moonlet.server.anthropic import add_messages
 from moonlet.server.auth import ApiKeys
 from moonlet.server.chat import add_chat
 from moonlet.server.completions import add_completions
@@ -42,6 +43,7 @@ DIALECTS = (
     add_models,
     add_chat,
     add_responses,
+    add_messages,
     add_completions,
     add_tokens,
     add_files,
