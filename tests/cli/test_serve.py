@@ -9,6 +9,7 @@ import sys
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -72,6 +73,44 @@ def test_ctrl_c_cuts_a_running_answer_off_without_a_traceback() -> None:
             process.send_signal(signal.SIGINT)
             _, err = process.communicate()
     assert (process.returncode, err) == (130, "")
+
+
+SLOW = """
+class Slow(FakeProvider):
+    async def stream(self, request):
+        for event in self.script:
+            yield event
+            while not os.path.exists(GATE):
+                await asyncio.sleep(0.01)
+"""
+
+
+def listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port)).close()
+    except ConnectionError:
+        return False
+    return True
+
+
+def test_a_running_answer_is_finished_after_ctrl_c(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    code = "import os\n" + FAKE.replace("FakeProvider(SCRIPT)", "Slow(says('a b'))")
+    code = code.replace("serve.SHUTDOWN_S = 0", SLOW.replace("GATE", repr(str(gate))))
+    command = [sys.executable, "-c", code, "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        ready = ready_document(process)
+        body = {"model": "fake", "stream": True, "messages": [{"role": "user", "content": "x"}]}
+        url = f"{ready['url']}/chat/completions"
+        with urllib.request.urlopen(url, json.dumps(body).encode()) as response:
+            assert response.readline().startswith(b"data: ")
+            process.send_signal(signal.SIGINT)
+            port = int(ready["url"].split(":")[2].split("/")[0])
+            while listens(port):  # until it has begun to shut down
+                pass
+            gate.touch()
+            assert response.read().endswith(b"data: [DONE]\n\n")
+        assert process.wait() == 130
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="no curl here")

@@ -27,9 +27,10 @@ from moonlet.chat.template import ChatTemplate
 from moonlet.chat.tokenizer import BYTE_TOKENS, Tokenizer, write_vocabulary
 from moonlet.checkpoint import save_checkpoint
 from moonlet.config import preset
-from moonlet.engine import Finished, GenerateRequest, LocalProvider, load
-from moonlet.engine.engine import Item, Stream
-from moonlet.engine.local import SamplingDefaults, compute_type
+from moonlet.engine import Drawn, Finished, GenerateRequest, LocalProvider, load
+from moonlet.engine.local import compute_type, sampling_defaults
+from moonlet.engine.provider import SamplingDefaults
+from moonlet.engine.stream import Item, Stream
 from moonlet.errors import CheckpointError, EngineError, MediaError, PromptError
 from moonlet.model import Model, build_on_meta
 from tests.tiny_checkpoint import write_tiny_checkpoint
@@ -136,8 +137,8 @@ def test_leaving_an_answer_frees_the_engine(
     streams: list[Stream] = []
     submit = provider._engine.submit
 
-    def spy(asked: GenerateRequest, sink: Callable[[Item], None]) -> Stream:
-        streams.append(submit(asked, sink))
+    def spy(asked: GenerateRequest, sink: Callable[[Item], None], after: None) -> Stream:
+        streams.append(submit(asked, sink, after))
         return streams[-1]
 
     monkeypatch.setattr(provider._engine, "submit", spy)
@@ -145,10 +146,10 @@ def test_leaving_an_answer_frees_the_engine(
     async def leave() -> None:
         async with aclosing(provider.stream(request(max_tokens=4000))) as events:
             await anext(events)
-            assert not streams[0]._cancelled.is_set()
+            assert not streams[0].is_cancelled
 
     asyncio.run(leave())
-    assert streams[0]._cancelled.is_set()
+    assert streams[0].is_cancelled
     assert answer(provider, request(max_tokens=3)).usage.completion_tokens > 0
 
 
@@ -157,13 +158,16 @@ class ScriptedEngine:
 
     max_seq_len = 1000
     model = build_on_meta(TINY)
+    end_ids: frozenset[int] = frozenset()
 
-    def __init__(self, items: list[Item]) -> None:
-        self.items = items
+    def __init__(self, items: list[Item | int]) -> None:
+        self.items = [Drawn(item) if isinstance(item, int) else item for item in items]
         self.asked: list[GenerateRequest] = []
         self.streams: list[Stream] = []
 
-    def submit(self, asked: GenerateRequest, sink: Callable[[Item], None]) -> Stream:
+    def submit(
+        self, asked: GenerateRequest, sink: Callable[[Item], None], after: Stream | None = None
+    ) -> Stream:
         self.asked.append(asked)
         self.streams.append(Stream(sink))
         for item in self.items:
@@ -174,7 +178,7 @@ class ScriptedEngine:
 
 
 def scripted(
-    folder: Path, items: list[Item], defaults: SamplingDefaults | None = None
+    folder: Path, items: list[Item | int], defaults: SamplingDefaults | None = None
 ) -> tuple[LocalProvider, ScriptedEngine, Tokenizer]:
     tokenizer = Tokenizer.from_folder(folder)
     engine = ScriptedEngine(items)
@@ -191,7 +195,7 @@ def scripted(
 def test_thinking_and_answer_are_told_apart(folder: Path) -> None:
     _, _, tokenizer = scripted(folder, [])
     said = [*tokenizer.encode("hm"), tokenizer.id_of("</think>"), *tokenizer.encode("yes")]
-    items: list[Item] = [*said, tokenizer.id_of("<|im_end|>"), Finished("stop")]
+    items: list[Item | int] = [*said, tokenizer.id_of("<|im_end|>"), Finished("stop")]
     provider, _, _ = scripted(folder, items)
     completion = answer(provider, request())
     assert (completion.reasoning, completion.text) == ("hm", "yes")
@@ -206,7 +210,7 @@ def test_thinking_and_answer_are_told_apart(folder: Path) -> None:
 
 def test_events_arrive_token_by_token(folder: Path) -> None:
     _, _, tokenizer = scripted(folder, [])
-    items: list[Item] = [
+    items: list[Item | int] = [
         *tokenizer.encode("ab"),
         tokenizer.id_of("</think>"),
         *tokenizer.encode("cd"),
@@ -223,11 +227,11 @@ def test_events_arrive_token_by_token(folder: Path) -> None:
 
 def test_a_stop_string_ends_the_generation(folder: Path) -> None:
     _, _, tokenizer = scripted(folder, [])
-    items: list[Item] = [*tokenizer.encode("one END two"), Finished("length")]
+    items: list[Item | int] = [*tokenizer.encode("one END two"), Finished("length")]
     provider, engine, _ = scripted(folder, items)
     completion = answer(provider, request(thinking=False, stop=("END",)))
     assert (completion.text.strip(), completion.finish_reason) == ("one", "stop")
-    assert engine.streams[0]._cancelled.is_set()
+    assert engine.streams[0].is_cancelled
 
 
 def test_an_error_of_the_engine_is_raised(folder: Path) -> None:
@@ -257,14 +261,14 @@ def test_generation_config_decides(
     tmp_path: Path, content: dict[str, Any], temperature: float
 ) -> None:
     (tmp_path / "generation_config.json").write_text(json.dumps(content))
-    assert SamplingDefaults.from_folder(tmp_path).thinking.temperature == temperature
+    assert sampling_defaults(tmp_path).thinking.temperature == temperature
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"temperature": "hot"}', '{"temperature": -3}'])
 def test_a_broken_generation_config_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "generation_config.json").write_text(text)
     with pytest.raises(CheckpointError, match=r"generation_config\.json"):
-        SamplingDefaults.from_folder(tmp_path)
+        sampling_defaults(tmp_path)
 
 
 def test_a_tokenizer_of_another_model_is_refused(folder: Path, tmp_path: Path) -> None:

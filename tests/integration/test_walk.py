@@ -65,10 +65,10 @@ def test_no_file_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stream: 
     assert cli_main.main(["serve", str(folder), "--port", "0", "--json"]) == 130
     asking.join()
     assert answers
-    # The engine has a thread of its own: its stack goes on where submit handed over.
+    # Server and engine have threads of their own: the engine's stack goes on where submit handed over.
     [to_engine], to_logits = submits, logits[0]
     walk = [*to_engine, *to_logits]
-    assert walk[0] == "cli/main.py"
+    assert walk[0] == "cli/serve.py"
     assert to_logits[0] == "engine/engine.py"
-    assert to_engine[-1] == "engine/local.py"
+    assert to_engine[-1] == "engine/provider.py"
     assert len(walk) == len(set(walk)), walk

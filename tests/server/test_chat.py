@@ -1,15 +1,18 @@
 """Choices, logprobs, usage and the profiles' answers, through the official client over a real socket."""
 
+import asyncio
 import math
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from openai import OpenAI
+from openai import AsyncOpenAI, OpenAI
 
 from moonlet.chat.fake import FakeProvider, says
 from moonlet.chat.provider import (
+    ChatRequest,
+    Event,
     Finish,
     ReasoningDelta,
     TextDelta,
@@ -147,6 +150,16 @@ def test_openai_has_no_members_of_others() -> None:
     assert not any(chunk.choices[0].model_extra for chunk in chunks)
 
 
+def test_openais_models_have_no_members_of_others() -> None:
+    with asking([], profile=OPENAI) as client:
+        assert set(client.models.list().data[0].to_dict()) == {
+            "id",
+            "object",
+            "created",
+            "owned_by",
+        }
+
+
 def test_where_the_prompt_came_from_is_in_the_head() -> None:
     usage = Usage(9, 1, 0, cached_tokens=7, cached_disk_tokens=2, cache_break="system text")
     with asking([TextDelta("a"), Finish("stop", usage)]) as client:
@@ -182,3 +195,69 @@ def test_parse_helper_of_the_client() -> None:
         )
     assert answer.choices[0].message.parsed == Sum(value=632)
     assert (provider.requests[-1].schema or {})["required"] == ["value"]
+
+
+def test_stream_helper_of_the_client() -> None:
+    """It puts the pieces of a stream together again and is strict about their shape."""
+    script = [
+        ReasoningDelta("hm"),
+        TextDelta("Let me look."),
+        ToolCallStart(0, "functions.look:0", "look"),
+        ToolCallDelta(0, '{"at":'),
+        ToolCallDelta(0, '"x"}'),
+        ToolCallEnd(0),
+        ToolCallStart(1, "functions.look:1", "look"),
+        ToolCallDelta(1, "{}"),
+        ToolCallEnd(1),
+        Finish("tool_calls", Usage(5, 9, 1)),
+    ]
+    tools: Any = [{"type": "function", "function": {"name": "look", "parameters": {}}}]
+    with asking(script) as client:
+        with client.chat.completions.stream(
+            model="fake", messages=HELLO, tools=tools, stream_options={"include_usage": True}
+        ) as stream:
+            kinds = [event.type for event in stream]
+            final = stream.get_final_completion()
+        plain = ask(client, tools=tools)
+    message, [choice] = final.choices[0].message, plain.choices
+    assert [c.function.arguments for c in message.tool_calls or []] == ['{"at":"x"}', "{}"]
+    assert [c.to_dict() for c in choice.message.tool_calls] == [
+        {key: value for key, value in c.to_dict().items() if key != "index"}
+        | {"function": {k: v for k, v in c.function.to_dict().items() if k != "parsed_arguments"}}
+        for c in message.tool_calls or []
+    ]
+    assert final.usage == plain.usage
+    assert kinds.count("tool_calls.function.arguments.done") == 2
+
+
+class Echo(FakeProvider):
+    """Says the last message back, a letter at a time, in turn with everybody else."""
+
+    async def stream(self, request: ChatRequest) -> AsyncGenerator[Event, None]:
+        text = request.messages[-1].text
+        for letter in text:
+            await asyncio.sleep(0)
+            yield TextDelta(letter)
+        yield Finish("stop", Usage(1, len(text), 0))
+
+
+def test_64_at_once_do_not_mix() -> None:
+    async def one(client: AsyncOpenAI, number: int) -> str:
+        content = f"number {number} " * 20
+        asked: Any = {"model": "fake", "messages": [{"role": "user", "content": content}]}
+        if number % 2:
+            answer = await client.chat.completions.create(**asked)
+            return answer.choices[0].message.content or ""
+        chunks = [
+            chunk async for chunk in await client.chat.completions.create(**asked, stream=True)
+        ]
+        assert len({chunk.id for chunk in chunks}) == 1
+        return "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+
+    async def all_of_them(url: str) -> list[str]:
+        async with AsyncOpenAI(base_url=f"{url}/v1", api_key="k", max_retries=0) as client:
+            return await asyncio.gather(*(one(client, number) for number in range(64)))
+
+    with serving(create_app(Echo([]))) as server:
+        answers = asyncio.run(all_of_them(server.url))
+    assert answers == [f"number {number} " * 20 for number in range(64)]

@@ -14,7 +14,7 @@ from fastapi import FastAPI
 
 from moonlet.chat.fake import FakeProvider, broken, says
 from moonlet.chat.provider import Finish, Provider, TextDelta, Usage
-from moonlet.errors import ConfigError
+from moonlet.errors import ConfigError, PromptError
 from moonlet.server import create_app
 from moonlet.server.body import BodyBudget
 from moonlet.server.errors import ApiError
@@ -234,6 +234,10 @@ def test_metrics_of_what_goes_wrong() -> None:
     with serving(create_app(FakeProvider([TextDelta("a"), broken()]))) as server:
         assert fetch(server, "/v1/chat/completions", BODY)[0] == 500
         assert metric(server, ended("error")) == 1
+    with serving(create_app(FakeProvider([PromptError("no", "messages")]))) as server:
+        assert fetch(server, "/v1/chat/completions", BODY)[0] == 400
+        assert metric(server, ended("error")) == 0
+        assert metric(server, 'request_refused_total{status="400"}') == 1
     provider = FakeProvider([TextDelta("a"), asyncio.Event()])
     with serving(create_app(provider)) as server, server.client() as client:
         stream = client.chat.completions.create(**BODY, stream=True)

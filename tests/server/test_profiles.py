@@ -197,6 +197,14 @@ def test_openai_refuses(fields: dict[str, Any], says: str) -> None:
     parsed(OPEN, **fields)
 
 
+def test_openai_takes_a_loop_in_order() -> None:
+    result = {"role": "tool", "tool_call_id": "c", "content": "r"}
+    loop = [USER, {"role": "assistant", "tool_calls": [CALL]}, result]
+    parsed(OPENAI, messages=loop)
+    parsed(OPENAI, messages=[*loop, {"role": "assistant", "content": "done"}, USER])
+    assert "must be a response" in refused(OPENAI, messages=[*loop, result])
+
+
 @pytest.mark.parametrize(
     ("schema", "says"),
     [

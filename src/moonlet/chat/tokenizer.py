@@ -94,6 +94,8 @@ class Tokenizer:
         self.vocab_size = len(tokens) + NUM_SPECIAL
         self.end_ids = frozenset(self.special[t] for t in _END_TOKENS if t in self.special)
         self.special_text = {index: text for text, index in self.special.items()}
+        longest_first = sorted(self.special, key=len, reverse=True)
+        self._special_pattern = re.compile(f"({'|'.join(map(re.escape, longest_first))})")
         self._bytes = [*tokens, *(text.encode() for _, text in sorted(self.special_text.items()))]
         self._encoding = tiktoken.Encoding(
             "kimi", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=self.special
@@ -130,6 +132,15 @@ class Tokenizer:
         """Ids of plain text; never a special id. A lone surrogate counts as U+FFFD."""
         text = _SURROGATE.sub("\ufffd", text)
         return [i for piece in _pieces(text) for i in self._encoding.encode_ordinary(piece)]
+
+    def encode_with_special(self, text: str) -> list[int]:
+        """Ids of a prompt that is written out: what spells a special token is that token."""
+        pieces = self._special_pattern.split(text)
+        return [
+            token
+            for piece in pieces
+            for token in ([self.special[piece]] if piece in self.special else self.encode(piece))
+        ]
 
     def id_of(self, text: str) -> int:
         """The id of a special token. Raises TokenizerError when the vocabulary has none such."""

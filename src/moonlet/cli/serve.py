@@ -144,8 +144,11 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 @contextmanager
-def answering(app: "FastAPI", sock: socket.socket) -> Iterator[threading.Thread]:
-    """A server for `app` on `sock`, in the thread that is given, for as long as the `with` lasts."""
+def answering(app: "FastAPI", sock: socket.socket) -> Iterator[threading.Event]:
+    """A server for `app` on `sock`, for as long as the `with` lasts; the event is set when it has ended.
+
+    An event, because Ctrl-C in `Thread.join` makes Python 3.11 take the thread for ended.
+    """
     import uvicorn
 
     config = uvicorn.Config(
@@ -158,23 +161,31 @@ def answering(app: "FastAPI", sock: socket.socket) -> Iterator[threading.Thread]
         timeout_graceful_shutdown=SHUTDOWN_S,
     )
     server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, args=([sock],), name="moonlet-server")
+    ended = threading.Event()
+
+    def run() -> None:
+        try:
+            server.run([sock])
+        finally:
+            ended.set()
+
+    thread = threading.Thread(target=run, name="moonlet-server")
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops as Ctrl-C does
     thread.start()
     try:
-        yield thread
+        yield ended
     finally:
         server.should_exit = True
         try:
-            thread.join()
+            ended.wait()
         finally:  # pressed again: nothing is waited for any more
             server.force_exit = True
             signal.signal(signal.SIGTERM, before)
 
 
-def wait(server: threading.Thread) -> None:
+def wait(ended: threading.Event) -> None:
     """Until the server ends, or until Ctrl-C, which is raised as KeyboardInterrupt."""
-    server.join()
+    ended.wait()
 
 
 def request(url: str, provider: "Provider", *, with_key: bool = False) -> str:

@@ -2,7 +2,8 @@
 
 Per token and layer one row of kv_lora_rank + qk_rope_head_dim numbers, the normed latent and the
 rotated key that all heads share. Row i of a sequence holds position i, so a longer prompt beside a
-shorter one needs no bookkeeping: positions beyond a sequence's own are never visible to it.
+shorter one needs no bookkeeping: positions beyond a sequence's own are never visible to it. Rows lie in
+pages; who owns which page is decided elsewhere.
 """
 
 import math
@@ -18,50 +19,60 @@ from moonlet.errors import EngineError
 
 
 class LatentCache:
-    """Room for `batch` sequences of `max_seq_len` positions.
+    """Pages of `page_size` positions each, for all layers: rows [layers, pages, page_size, latent_size].
 
-    `length` is the number of positions written, over all sequences the largest.
+    A batch without a table has one page for each sequence: `pages` is then the size of the batch and
+    `page_size` the longest sequence. With a table [batch, pages of each] any sequence has any pages.
+    `length` is the number of positions written without a table, over all sequences the largest.
     """
 
     def __init__(
         self,
         config: ModelConfig,
-        batch: int,
-        max_seq_len: int,
+        pages: int,
+        page_size: int,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        shape = (config.num_hidden_layers, batch, max_seq_len, config.latent_size)
+        shape = (config.num_hidden_layers, pages, page_size, config.latent_size)
         self.rows = _zero_pages(shape, dtype).to(device)
         self.length = 0
 
     @property
-    def max_seq_len(self) -> int:
+    def page_size(self) -> int:
         return self.rows.shape[2]
 
-    def extend(self, positions: Tensor) -> int:
+    def extend(self, positions: Tensor, table: Tensor | None) -> int:
         """Makes room for `positions` [batch, new]; returns how many rows are now in use.
 
         Raises EngineError when the positions or the batch do not fit.
         """
+        batch, pages = (self.rows.shape[1], 1) if table is None else table.shape
         end = int(positions.max()) + 1
-        if end > self.max_seq_len:
+        if end > pages * self.page_size:
             raise EngineError(
-                f"position {end - 1} does not fit a cache of {self.max_seq_len} positions"
+                f"position {end - 1} does not fit a cache of {pages * self.page_size} positions"
             )
-        if positions.shape[0] != self.rows.shape[1]:
+        if positions.shape[0] != batch:
             raise EngineError(
-                f"a batch of {positions.shape[0]} met a cache made for {self.rows.shape[1]} sequences"
+                f"a batch of {positions.shape[0]} met a cache made for {batch} sequences"
             )
-        self.length = max(self.length, end)
+        if table is None:
+            self.length = max(self.length, end)
         return end
 
-    def update(self, layer_idx: int, positions: Tensor, latent: Tensor, end: int) -> Tensor:
-        """Writes `latent` [batch, new, latent_size] at `positions`; returns rows 0..end of the layer."""
+    def update(
+        self, layer_idx: int, positions: Tensor, latent: Tensor, end: int, table: Tensor | None
+    ) -> Tensor:
+        """Writes `latent` [batch, new, latent_size] at `positions`; returns rows 0..end of each sequence."""
         layer = self.rows[layer_idx]
         batch = torch.arange(positions.shape[0], device=positions.device)[:, None]
-        layer[batch, positions] = latent.to(layer.dtype)
-        return layer[:, :end]
+        if table is None:
+            layer[batch, positions] = latent.to(layer.dtype)
+            return layer[:, :end]
+        pages = table[batch, positions // self.page_size]
+        layer[pages, positions % self.page_size] = latent.to(layer.dtype)
+        return layer[table[:, : -(-end // self.page_size)]].flatten(1, 2)[:, :end]
 
 
 def _zero_pages(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -90,11 +101,16 @@ class Past:
     """
 
     def __init__(
-        self, cache: LatentCache | None, positions_BT: Tensor, segments_BT: Tensor | None = None
+        self,
+        cache: LatentCache | None,
+        positions_BT: Tensor,
+        segments_BT: Tensor | None = None,
+        table: Tensor | None = None,
     ) -> None:
         self.cache = cache
         self.positions = positions_BT
         self.segments = segments_BT
+        self.table = table
         self._paged: Paged | None = None
         self.mask: Tensor | None = None
         new = positions_BT.shape[1]
@@ -103,7 +119,7 @@ class Past:
                 same = segments_BT[:, :, None] == segments_BT[:, None, :]
                 self.mask = same.tril()[:, None]
             return
-        self.end = cache.extend(positions_BT)
+        self.end = cache.extend(positions_BT, table)
         from_start = self.end == new and bool((positions_BT[:, 0] == 0).all())
         one_for_all = new == 1 and bool((positions_BT == self.end - 1).all())
         if not from_start and not one_for_all:
@@ -126,7 +142,9 @@ class Past:
                 raise EngineError(f"the kernels' cache is bfloat16, this one is {cache.rows.dtype}")
             self._paged = Paged(
                 cache.rows.view(torch.uint16).numpy(),
-                np.arange(batch, dtype=np.int32)[:, None],  # a sequence is one long page
+                np.arange(batch, dtype=np.int32)[:, None]  # a sequence is one long page
+                if self.table is None
+                else self.table.to(torch.int32).contiguous().numpy(),
                 np.repeat(np.arange(batch, dtype=np.int32), new),
                 self.positions.flatten().to(torch.int32).numpy(),
             )
@@ -136,6 +154,5 @@ class Past:
         """The latents that this layer's queries may look at, the new ones included: [B, S, L]."""
         if self.cache is None:
             return latent_BTL
-        return self.cache.update(layer_idx, self.positions, latent_BTL, self.end).to(
-            latent_BTL.dtype
-        )
+        rows = self.cache.update(layer_idx, self.positions, latent_BTL, self.end, self.table)
+        return rows.to(latent_BTL.dtype)

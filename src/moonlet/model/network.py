@@ -123,6 +123,7 @@ class Model(nn.Module):
         segments: Tensor | None = None,
         media: Media | None = None,
         cache: LatentCache | None = None,
+        pages: Tensor | None = None,
         absorbed: bool | None = None,
     ) -> Tensor:
         """Final hidden states [B, T, hidden_size], normed.
@@ -131,6 +132,7 @@ class Model(nn.Module):
         segments [B, T]: document numbers of a packed batch (without a cache); a token sees only
         earlier tokens of its own document. Batches of different lengths are padded on the right:
         causal order keeps padding out of sight.
+        pages [B, n]: the pages of each sequence in a cache that many share; positions must be given then.
 
         Raises EngineError when media and placeholders do not match or the cache is full.
         """
@@ -140,15 +142,15 @@ class Model(nn.Module):
             positions = positions.expand(input_ids.shape[0], -1)
         x = self._embed(input_ids, media)
         rotation = text_rotation(positions, self.config.rope, self.config.qk_rope_head_dim)
-        past = Past(cache, positions, segments)
+        past = Past(cache, positions, segments, pages)
         return self.language_model.model(x, rotation, past, absorbed)
 
-    def new_cache(self, batch: int, max_seq_len: int) -> LatentCache:
-        """Room for `batch` sequences, in the type and on the device that this model computes with."""
+    def new_cache(self, pages: int, page_size: int) -> LatentCache:
+        """Pages, or a page for each sequence, in the type and on the device that this model computes with."""
         if self.cache_dtype is not None:
-            return LatentCache(self.config, batch, max_seq_len, self.cache_dtype)
+            return LatentCache(self.config, pages, page_size, self.cache_dtype)
         weight = self.language_model.lm_head.weight
-        return LatentCache(self.config, batch, max_seq_len, weight.dtype, weight.device)
+        return LatentCache(self.config, pages, page_size, weight.dtype, weight.device)
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self.language_model.lm_head(hidden)

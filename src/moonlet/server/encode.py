@@ -30,11 +30,13 @@ from moonlet.chat.provider import (
 from moonlet.server.errors import ApiError
 
 LEAST_LOGPROB = -9999.0  # JSON has no infinity; the number that other servers write
+# Made once: json.dumps with options makes one for every call, and there is a call for every token.
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
 def to_json(value: Any) -> bytes:
     """Compact UTF-8. A lone surrogate in a string becomes "?", for UTF-8 has none."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+    return _ENCODER.encode(value).encode("utf-8", "replace")
 
 
 def sse(value: object, event: str | None = None) -> bytes:
@@ -43,13 +45,12 @@ def sse(value: object, event: str | None = None) -> bytes:
     return name + b"data: " + to_json(value) + b"\n\n"
 
 
-def model_object(card: ModelCard) -> dict[str, Any]:
+def model_object(card: ModelCard, extras: bool = True) -> dict[str, Any]:
     """An entry of `/v1/models`, with the members that Kimi adds."""
-    return {
-        "id": card.id,
-        "object": "model",
-        "created": card.created,
-        "owned_by": "moonlet",
+    model = {"id": card.id, "object": "model", "created": card.created, "owned_by": "moonlet"}
+    if not extras:
+        return model
+    return model | {
         "context_length": card.context_length,
         "supports_image_in": card.supports_images,
         "supports_video_in": card.supports_video,

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from starlette.types import Scope
 
 from moonlet.chat.provider import Event, Finish, Usage
+from moonlet.errors import MediaError, PromptError
 from moonlet.server.encode import total_usage
 from moonlet.server.errors import ApiError
 from moonlet.server.metrics import Metrics
@@ -72,6 +73,9 @@ class Watch:
         except (GeneratorExit, asyncio.CancelledError) as gone:
             request.end("abort", gone)
             raise
+        except (ApiError, PromptError, MediaError) as refusal:
+            request.end(None, refusal)  # the client's error, which is counted as a refusal
+            raise
         except Exception as error:
             request.end("error", error)
             raise
@@ -83,6 +87,7 @@ class _Request:
 
     def __init__(self, watch: Watch, model: str, span: Any) -> None:
         self.watch, self.metrics, self.model, self.span = watch, watch.metrics, model, span
+        self.between = watch.metrics.between.labels(model)  # looked up once, not for every token
         self.began = time.monotonic()
         self.last: dict[int, float] = {}
         self.usages: list[Usage] = []
@@ -96,7 +101,7 @@ class _Request:
             self.watch.running += 1
             self.metrics.first.labels(self.model).observe(now - self.began)
         elif event.choice in self.last and not isinstance(event, Finish):
-            self.metrics.between.labels(self.model).observe(now - self.last[event.choice])
+            self.between.observe(now - self.last[event.choice])
         self.last[event.choice] = now
         if isinstance(event, Finish):
             self.usages.append(event.usage)
@@ -110,7 +115,7 @@ class _Request:
         usage = total_usage(self.usages) if self.usages else None
         if usage is not None:
             self.metrics.used(self.model, usage)
-        for reason in [*self.reasons, *([outcome] if outcome else [])]:
+        for reason in self.reasons or filter(None, [outcome]):
             self.metrics.ended.labels(self.model, reason).inc()
         self.metrics.whole.labels(self.model).observe(time.monotonic() - self.began)
         if self.span is not None:
