@@ -14,6 +14,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moonlet.cli.console import UsageError, add_json_flag, print_json
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from moonlet.chat.provider import Provider
+    from moonlet.server.file_store import FileStore
 
 QUESTION = "347+285"
 SHUTDOWN_S = 3  # how long running answers may go on after Ctrl-C
@@ -72,6 +74,11 @@ def add_parser(commands: Any) -> None:
         help="refuse further requests while N wait for their first token (%(default)s)",
     )
     parser.add_argument(
+        "--files",
+        metavar="DIR",
+        help="keep uploaded files in this folder (default: until the server ends)",
+    )
+    parser.add_argument(
         "--otel",
         action="store_true",
         help="send a trace of every request as OTEL_EXPORTER_OTLP_ENDPOINT says (needs moonlet[otel])",
@@ -112,7 +119,19 @@ def _app(args: Namespace, loading: "Future[Provider]", stack: ExitStack) -> "Fas
         cors=args.cors,
         max_waiting=args.max_waiting,
         tracing=stack.enter_context(closing(OtlpTracing())) if args.otel else None,
+        files=_files(args.files),
     )
+
+
+def _files(folder: str | None) -> "FileStore":
+    from moonlet.server.file_store import FileStore
+
+    try:
+        return FileStore(None if folder is None else Path(folder))
+    except OSError as error:
+        raise UsageError(
+            f"--files {folder} cannot be used: {error.strerror}; choose a folder that can be written"
+        ) from error
 
 
 def _keys(args: Namespace) -> list[str]:
