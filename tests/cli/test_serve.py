@@ -233,6 +233,7 @@ def test_a_model_that_cannot_be_loaded_ends_the_server() -> None:
     [
         (["--max-waiting", "0"], "--max-waiting is 0"),
         (["--api-key", "a b"], "visible ASCII"),
+        (["--files", "/dev/null"], "--files /dev/null cannot be used"),
     ],
 )
 def test_settings_that_cannot_be(

@@ -78,6 +78,7 @@ def test_a_few_requests(mode: GenerationMode) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # every route, hundreds of times
 @pytest.mark.parametrize("mode", list(GenerationMode))
 @pytest.mark.parametrize("profile", list(PROFILES))
 def test_many_requests(profile: str, mode: GenerationMode) -> None:

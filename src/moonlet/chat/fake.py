@@ -3,8 +3,16 @@
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 
-from moonlet.chat.provider import ChatRequest, Event, Finish, ModelCard, TextDelta, Usage
-from moonlet.errors import EngineError
+from moonlet.chat.provider import (
+    ChatRequest,
+    Event,
+    Finish,
+    ModelCard,
+    TextDelta,
+    TextRequest,
+    Usage,
+)
+from moonlet.errors import EngineError, PromptError
 
 CARD = ModelCard(
     id="fake",
@@ -16,11 +24,11 @@ CARD = ModelCard(
 
 
 class FakeProvider:
-    """Answers every request with the same script.
+    """Answers every request, of either kind, with the same script; its tokens are bytes of UTF-8.
 
     A script holds events, which are yielded; `asyncio.Event`s, which are waited for; and
-    exceptions, which are raised. `requests` records what was asked, `finished` and `closed` count
-    the generators that ran to their end and those that were closed or cancelled before it.
+    exceptions, which are raised. `requests` and `texts` record what was asked, `finished` and `closed`
+    count the generators that ran to their end and those that were closed or cancelled before it.
     """
 
     def __init__(
@@ -29,12 +37,38 @@ class FakeProvider:
         self.script = list(script)
         self.card = card
         self.requests: list[ChatRequest] = []
+        self.texts: list[TextRequest] = []
         self.finished = 0
         self.closed = 0
         self.closed_event = asyncio.Event()
 
-    async def stream(self, request: ChatRequest) -> AsyncGenerator[Event, None]:
+    def stream(self, request: ChatRequest) -> AsyncGenerator[Event, None]:
         self.requests.append(request)
+        return self._play()
+
+    def complete(self, request: TextRequest) -> AsyncGenerator[Event, None]:
+        self.texts.append(request)
+        return self._play()
+
+    async def count_tokens(self, request: ChatRequest) -> int:
+        """What the script says, as for every request. Raises what the script raises."""
+        self.requests.append(request)
+        for step in self.script:
+            if isinstance(step, Exception):
+                raise step
+            if isinstance(step, Finish):
+                return step.usage.prompt_tokens
+        raise broken()
+
+    def tokenize(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def detokenize(self, token_ids: list[int]) -> str:
+        if any(token_id > 255 for token_id in token_ids):
+            raise PromptError("There is no such token.", "tokens")
+        return bytes(token_ids).decode(errors="replace")
+
+    async def _play(self) -> AsyncGenerator[Event, None]:
         try:
             for step in self.script:
                 if isinstance(step, asyncio.Event):

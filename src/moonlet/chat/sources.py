@@ -53,7 +53,7 @@ def read_source(
     if not access.fetch_urls:
         raise MediaError(
             f"This server does not fetch URLs; send the {what} as a base64 data URL, or have the server "
-            "started with fetch_urls switched on."
+            "started with --fetch-urls."
         )
     return fetch(url, what, most_bytes, access.network, deadline.within(FETCH_SECONDS))
 

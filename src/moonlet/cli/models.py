@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moonlet import nano
+from moonlet.chat.sources import DATA_URLS_ONLY, MediaAccess
 from moonlet.cli.console import UsageError, busy
 from moonlet.config import PRESETS, ModelConfig, load_config, preset
 from moonlet.errors import NotSupportedError
@@ -83,12 +84,15 @@ def add_model_options(parser: ArgumentParser) -> None:
 
 
 def load_provider(
-    model: str | None, keep_floats: bool = False, cache: tuple[Path, int] | None = None
+    model: str | None,
+    keep_floats: bool = False,
+    cache: tuple[Path, int] | None = None,
+    access: MediaAccess = DATA_URLS_ONLY,
 ) -> "Provider":
     """The model that MODEL names, loaded and ready to answer.
 
     `keep_floats`: float weights beside quantized ones stay as stored. cache: a folder where the latents of
-    prompts outlive the process, and at most how many bytes of them. Raises what `describe` raises,
+    prompts outlive the process, and at most how many bytes of them. access: where media may come from. Raises what `describe` raises,
     and CheckpointError for weights that cannot be used.
     """
     if model is not None:
@@ -101,7 +105,7 @@ def load_provider(
         folder = None if cache is None else CacheFolder(*cache)
         floats = "stored" if keep_floats else "Q8_0"
         if model is None:
-            return load(nano.folder(), EMBEDDED, floats, folder)
+            return load(nano.folder(), EMBEDDED, floats, folder, access)
         path, weights = _path(model), resolve(model)
         if keep_floats and is_packed(weights):
             raise UsageError(
@@ -109,7 +113,7 @@ def load_provider(
                 "--dtype bf16 in place of --keep-floats"
             )
         name = path.resolve().stem if path.is_file() else path.resolve().name
-        return load(weights, name if path.exists() else model, floats, folder)
+        return load(weights, name if path.exists() else model, floats, folder, access)
 
 
 def checkpoint_path(model: str | None) -> Path:

@@ -17,6 +17,7 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moonlet.chat.sources import MediaAccess
 from moonlet.cli.console import UsageError, add_json_flag, print_json
 from moonlet.cli.models import add_model_options, load_provider
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from moonlet.chat.provider import Provider
+    from moonlet.server.file_store import FileStore
 
 QUESTION = "347+285"
 SHUTDOWN_S = 3  # how long running answers may go on after Ctrl-C
@@ -86,6 +88,16 @@ def add_parser(commands: Any) -> None:
         help="at most so many GB in --cache-dir (%(default)g)",
     )
     parser.add_argument(
+        "--files",
+        metavar="DIR",
+        help="keep uploaded files in this folder (default: until the server ends)",
+    )
+    parser.add_argument(
+        "--fetch-urls",
+        action="store_true",
+        help="fetch images and videos from public http(s) addresses (default: data URLs and uploads only)",
+    )
+    parser.add_argument(
         "--otel",
         action="store_true",
         help="send a trace of every request as OTEL_EXPORTER_OTLP_ENDPOINT says (needs moonlet[otel])",
@@ -97,12 +109,14 @@ def add_parser(commands: Any) -> None:
 def run(args: Namespace) -> int:
     loading: Future[Provider] = Future()
     with ExitStack() as stack:
-        app = _app(args, loading, stack)
+        files = _files(args.files)
+        app = _app(args, loading, stack, files)
         # The port first: loading a large model only to find it taken would be a waste.
         sock = stack.enter_context(bind(args.host, args.port))
         stack.callback(_close, loading)  # after the server has ended
         server = stack.enter_context(answering(app, sock))
-        provider = load_provider(args.model, args.keep_floats, _cache(args))
+        access = MediaAccess(args.fetch_urls, files.resolve)
+        provider = load_provider(args.model, args.keep_floats, _cache(args), access)
         loading.set_result(provider)
         url = f"http://{_reachable(args.host)}:{sock.getsockname()[1]}"
         _announce(url, provider, request(url, provider, with_key=bool(_keys(args))), args.json)
@@ -130,7 +144,9 @@ def _close(loading: "Future[Provider]") -> None:
         loading.result().close()
 
 
-def _app(args: Namespace, loading: "Future[Provider]", stack: ExitStack) -> "FastAPI":
+def _app(
+    args: Namespace, loading: "Future[Provider]", stack: ExitStack, files: "FileStore"
+) -> "FastAPI":
     from moonlet.server import create_app
     from moonlet.server.profiles import PROFILES
     from moonlet.server.trace import OtlpTracing
@@ -147,7 +163,19 @@ def _app(args: Namespace, loading: "Future[Provider]", stack: ExitStack) -> "Fas
         cors=args.cors,
         max_waiting=args.max_waiting,
         tracing=stack.enter_context(closing(OtlpTracing())) if args.otel else None,
+        files=files,
     )
+
+
+def _files(folder: str | None) -> "FileStore":
+    from moonlet.server.file_store import FileStore
+
+    try:
+        return FileStore(None if folder is None else Path(folder))
+    except OSError as error:
+        raise UsageError(
+            f"--files {folder} cannot be used: {error.strerror}; choose a folder that can be written"
+        ) from error
 
 
 def _keys(args: Namespace) -> list[str]:

@@ -14,6 +14,7 @@ from moonlet import __version__
 from moonlet.chat.jinja import load_template
 from moonlet.chat.media import MERGE, PATCH
 from moonlet.chat.provider import ModelCard
+from moonlet.chat.sources import DATA_URLS_ONLY, MediaAccess
 from moonlet.chat.tokenizer import Tokenizer
 from moonlet.checkpoint import GgufCheckpoint, read_config
 from moonlet.checkpoint.companions import write_files
@@ -39,18 +40,22 @@ class CacheFolder:
 
 
 def load(
-    path: Path, name: str, floats: FloatForm = "Q8_0", cache_folder: CacheFolder | None = None
+    path: Path,
+    name: str,
+    floats: FloatForm = "Q8_0",
+    cache_folder: CacheFolder | None = None,
+    access: MediaAccess = DATA_URLS_ONLY,
 ) -> LocalProvider:
     """The checkpoint at `path`, a folder or a GGUF file, ready to answer under the model name `name`.
 
     Quantized weights run as they are, on the kernels; `floats` says what becomes of float weights beside
-    them. Raises CheckpointError, ConfigError, TokenizerError or NotSupportedError, each saying what is wrong.
+    them. access: where images and videos may come from besides data URLs. Raises CheckpointError, ConfigError, TokenizerError or NotSupportedError, each saying what is wrong.
     """
     config = read_config(path)
     with companions(path) as folder:
         try:
             tokenizer = Tokenizer.from_folder(folder)
-            template = load_template(folder, tokenizer, config.max_position_embeddings)
+            template = load_template(folder, tokenizer, config.max_position_embeddings, access)
             defaults = sampling_defaults(folder)
         except (CheckpointError, TokenizerError) as error:  # who gave a GGUF knows no such folder
             raise type(error)(str(error).replace(str(folder), str(path))) from error

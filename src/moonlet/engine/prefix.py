@@ -2,7 +2,6 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from hashlib import sha256
 
 import torch
 
@@ -95,8 +94,7 @@ def keys_of(
     """
     keys = list(token_ids)
     for item, (begin, end) in zip(media, spans, strict=True):
-        content = sha256(repr(item.grid).encode() + item.patches.tobytes()).digest()
-        first = int.from_bytes(content[:7], "little") << 8 | 1 << 63
+        first = int.from_bytes(item.digest[:7], "little") << 8 | 1 << 63
         for i in range(begin, end):
             keys[i] = first if i == begin else (first + i - begin) % 2**64
     return keys

@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
+from moonlet.chat.messages import TextPart
 from moonlet.chat.parser import CALL_BEGIN, SECTION_BEGIN, OutputParser
 from moonlet.chat.plain import PlainParser
 from moonlet.chat.provider import (
@@ -171,15 +173,24 @@ class LocalProvider:
 
     async def _prompt(self, request: ChatRequest) -> Prompt:
         """Raises PromptError, and MediaError for media that the model cannot see."""
-        # Opening images takes time and memory: off the event loop, and not for everybody at once.
-        async with self._rendering:
-            prompt = await asyncio.to_thread(
-                self._template.render,
-                request.messages,
-                request.tools,
-                request.thinking,
-                request.preserve_thinking,
-            )
+        has_media = any(
+            not isinstance(part, TextPart) for message in request.messages for part in message.parts
+        )
+        stop = threading.Event()
+        render = partial(
+            self._template.render,
+            request.messages,
+            request.tools,
+            request.thinking,
+            request.preserve_thinking,
+            stop=stop,
+        )
+        # Opening media takes time and memory: not for everybody at once, and not for who has left.
+        try:
+            async with self._rendering if has_media else contextlib.nullcontext():
+                prompt = await asyncio.to_thread(render)
+        finally:
+            stop.set()
         if any(item.grid[0] > self._max_frames for item in prompt.media):
             kind = "video" if self._max_frames else "images"
             raise MediaError(f"this model does not read {kind}", "messages")
@@ -197,13 +208,14 @@ class LocalProvider:
         elif request.schema is not None:
             inner = self._grammar.schema(request.schema)
         elif any((tool.get("function") or {}).get("strict") for tool in tools):
-            inner = self._grammar.strict_calls(tools, first)
+            inner = self._grammar.strict_calls(tools, first, request.parallel_tool_calls)
         if inner is None and request.thinking_budget is None:
             return None
         starts = self._template.starts_in_reasoning(request.thinking, request.messages)
         end = self._tokenizer.special.get("</think>")
         if end is None:
             return inner
+        opens_itself = request.thinking and self._template.reasons and not starts
         calls = {self._tokenizer.special.get(mark) for mark in (SECTION_BEGIN, CALL_BEGIN)}
         return AfterThinking(
             end,
@@ -212,9 +224,7 @@ class LocalProvider:
             starts,
             vocab_size=self._engine.model.config.vocab_size,
             not_in_thought=[*self._engine.end_ids, *(mark for mark in calls if mark is not None)],
-            think_begin_id=self._tokenizer.special.get("<think>")
-            if self._template.reasons
-            else None,
+            think_begin_id=self._tokenizer.special.get("<think>") if opens_itself else None,
         )
 
     def _limit(self, used: int, asked: int | None) -> int:

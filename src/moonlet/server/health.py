@@ -24,6 +24,6 @@ def add_health(app: FastAPI, state: State) -> None:
             return json_response(told, error.status, error.headers)
         return json_response({"status": "ok", "model": model})
 
-    @app.get("/metrics", **operation("Counts for Prometheus", None))
+    @app.get("/metrics", **operation("Counts for Prometheus", ("text/plain",)))
     async def metrics() -> Response:
         return Response(state.metrics.text(), media_type=CONTENT_TYPE)

@@ -32,6 +32,12 @@ def optional(schema: Schema) -> Schema:
     return either(schema, {"type": "null"})
 
 
+def request_schema(required: dict[str, Schema], optionals: dict[str, Schema]) -> Schema:
+    """A body with these members; the optional ones may also be null."""
+    free = {name: optional(schema) for name, schema in optionals.items()}
+    return obj(tuple(required), **required, **free)
+
+
 def listed(items: Schema, low: int = 0, high: int | None = None) -> Schema:
     schema: Schema = {"type": "array", "items": items}
     return schema | ({"minItems": low} if low else {}) | ({"maxItems": high} if high else {})
@@ -53,6 +59,8 @@ TEXT: Schema = {"type": "string"}
 BOOLEAN: Schema = {"type": "boolean"}
 ANY_OBJECT: Schema = {"type": "object"}
 COUNT: Schema = {"type": "integer", "minimum": 0}
+LIMIT: Schema = {"type": "integer", "minimum": 1}
+TOP_P: Schema = {"type": "number", "exclusiveMinimum": 0, "maximum": 1}
 
 ERROR = obj(
     ("error",),
@@ -79,20 +87,20 @@ MODELS = obj(("object", "data"), object=one_of("list"), data=listed(MODEL))
 
 def operation(
     summary: str,
-    answer: Schema | None,
+    answer: Schema | tuple[str, ...],
     body: Schema | None = None,
     *,
     streams: bool = False,
     error: Schema = ERROR,
     kind: str = "application/json",
 ) -> dict[str, Any]:
-    """What a route decorator is given. `answer` None: plain text. streams: or server-sent events.
+    """What a route decorator is given. `answer`: JSON, or the media types of bytes. streams: or server-sent events.
 
     kind: the media type of the body.
     """
     content: dict[str, Any] = (
-        {"text/plain": {"schema": TEXT}}
-        if answer is None
+        {media_type: {"schema": TEXT} for media_type in answer}
+        if isinstance(answer, tuple)
         else {"application/json": {"schema": answer}}
     )
     if streams:
@@ -137,7 +145,6 @@ def describe(app: FastAPI) -> None:
 
 
 def _keep_only_told(response: dict[str, Any]) -> None:
-    """FastAPI adds an answer of JSON to every route; text it is where text was said."""
-    content = response["content"]
-    if "text/plain" in content:
-        response["content"] = {"text/plain": content["text/plain"]}
+    """FastAPI adds an answer of any JSON to every route."""
+    if response["content"].get("application/json") == {"schema": {}}:
+        del response["content"]["application/json"]

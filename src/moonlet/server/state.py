@@ -33,6 +33,7 @@ from moonlet.server.body import BodyBudget, parse_object, read_body
 from moonlet.server.encode import to_json
 from moonlet.server.errors import ApiError, as_api_error, error_body
 from moonlet.server.fields import text
+from moonlet.server.file_store import FileStore
 from moonlet.server.metrics import Metrics
 from moonlet.server.profiles import OPEN, Profile
 from moonlet.server.watch import MAX_WAITING, Tracing, Watch
@@ -63,11 +64,13 @@ class State:
         max_body_bytes: int = MAX_BODY_BYTES,
         keep_alive_s: float = KEEP_ALIVE_S,
         tracing: Tracing | None = None,
+        files: FileStore | None = None,
     ) -> None:
         self.loading = loading
         self.profile = profile
         self.keys = keys or ApiKeys()
         self.keep_alive_s = keep_alive_s
+        self.files = files or FileStore()
         self.bodies = BodyBudget(max_body_bytes, BODIES_AT_ONCE)
         self.metrics = Metrics(self._stats)
         self.watch = Watch(self.metrics, max_waiting, tracing)

@@ -1,0 +1,95 @@
+"""Counts and token ids of prompts, without an answer.
+
+POST /v1/tokenizers/estimate-token-count    Kimi's: exactly the usage.prompt_tokens of the same chat
+POST /tokenize  /detokenize                 vLLM's: plain text to token ids and back
+"""
+
+import asyncio
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.requests import Request
+from starlette.responses import Response
+
+from moonlet.chat.provider import ChatRequest
+from moonlet.server.chat_schema import CHAT_REQUEST
+from moonlet.server.completions_in import token_ids
+from moonlet.server.completions_schema import IDS
+from moonlet.server.errors import ApiError
+from moonlet.server.fields import boolean, text
+from moonlet.server.openapi import (
+    BOOLEAN,
+    COUNT,
+    TEXT,
+    listed,
+    obj,
+    operation,
+    optional,
+    request_schema,
+)
+from moonlet.server.request import parse_request
+from moonlet.server.state import State, json_response
+
+_ESTIMATE = obj(("data",), data=obj(("total_tokens",), total_tokens=COUNT))
+_TOKENIZE_REQUEST = request_schema({"prompt": TEXT}, {"model": TEXT, "return_token_strs": BOOLEAN})
+_TOKENIZED = obj(
+    ("count", "max_model_len", "tokens"),
+    count=COUNT,
+    max_model_len=COUNT,
+    tokens=listed(COUNT),
+    token_strs=optional(listed(TEXT)),
+)
+_DETOKENIZE_REQUEST = request_schema({"tokens": IDS}, {"model": TEXT})
+_DETOKENIZED = obj(("prompt",), prompt=TEXT)
+
+
+def add_tokens(app: FastAPI, state: State) -> None:
+    @app.post(
+        "/v1/tokenizers/estimate-token-count",
+        **operation("Count the tokens of a conversation", _ESTIMATE, CHAT_REQUEST),
+    )
+    async def estimate(request: Request) -> Response:
+        def parse(body: dict[str, Any]) -> ChatRequest:
+            return parse_request(body, state.provider_for(body).card, state.profile).chat
+
+        chat = await state.read(request, parse)
+        count = await state.text_provider.count_tokens(chat)
+        return json_response({"data": {"total_tokens": count}})
+
+    def checked(body: dict[str, Any]) -> dict[str, Any]:
+        """vLLM lets the model out; a wrong one is refused all the same."""
+        if text(body, "model") is not None:
+            state.provider_for(body)
+        return body
+
+    @app.post("/tokenize", **operation("Plain text as token ids", _TOKENIZED, _TOKENIZE_REQUEST))
+    async def tokenize(request: Request) -> Response:
+        body = await state.read(request, checked)
+        if body.get("messages") is not None:
+            raise ApiError(
+                "messages cannot be shown as token ids; send a prompt, or count the tokens of messages "
+                "with /v1/tokenizers/estimate-token-count",
+                "messages",
+            )
+        prompt = text(body, "prompt", required=True) or ""
+        with_texts = boolean(body, "return_token_strs")
+        provider = state.text_provider
+
+        def work() -> tuple[list[int], list[str] | None]:
+            ids = provider.tokenize(prompt)
+            return ids, [provider.detokenize([i]) for i in ids] if with_texts else None
+
+        ids, texts = await asyncio.to_thread(work)
+        window = provider.card.context_length
+        told = {"count": len(ids), "max_model_len": window, "tokens": ids, "token_strs": texts}
+        return json_response(told)
+
+    @app.post(
+        "/detokenize", **operation("Token ids as plain text", _DETOKENIZED, _DETOKENIZE_REQUEST)
+    )
+    async def detokenize(request: Request) -> Response:
+        body = await state.read(request, checked)
+        ids = token_ids(body.get("tokens"), "tokens")
+        return json_response(
+            {"prompt": await asyncio.to_thread(state.text_provider.detokenize, ids)}
+        )
