@@ -98,6 +98,8 @@ def test_piped_json_is_one_document(
                     "completion_tokens": 4,
                     "reasoning_tokens": 1,
                     "cached_tokens": 0,
+                    "cached_disk_tokens": 0,
+                    "cache_break": None,
                 },
             }
         ],

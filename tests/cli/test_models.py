@@ -112,7 +112,7 @@ def test_floats_beside_quantized_weights_can_be_kept(
 ) -> None:
     asked = []
 
-    def load(path: Path, name: str, floats: str) -> FakeProvider:
+    def load(path: Path, name: str, floats: str, *_: object) -> FakeProvider:
         asked.append(floats)
         return FakeProvider(says("hi"))
 

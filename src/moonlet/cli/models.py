@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moonlet import nano
-from moonlet.chat.sources import DATA_URLS_ONLY, MediaAccess
 from moonlet.cli.console import UsageError, busy
 from moonlet.config import PRESETS, ModelConfig, load_config, preset
 from moonlet.errors import NotSupportedError
 
 if TYPE_CHECKING:
     from moonlet.chat.provider import Provider
+    from moonlet.chat.sources import MediaAccess
 
 EMBEDDED = "nano"
 
@@ -87,17 +87,19 @@ def load_provider(
     model: str | None,
     keep_floats: bool = False,
     cache: tuple[Path, int] | None = None,
-    access: MediaAccess = DATA_URLS_ONLY,
+    access: "MediaAccess | None" = None,
 ) -> "Provider":
     """The model that MODEL names, loaded and ready to answer.
 
     `keep_floats`: float weights beside quantized ones stay as stored. cache: a folder where the latents of
-    prompts outlive the process, and at most how many bytes of them. access: where media may come from. Raises what `describe` raises,
+    prompts outlive the process, and at most how many bytes of them. access: where media may come from
+    besides data URLs. Raises what `describe` raises,
     and CheckpointError for weights that cannot be used.
     """
     if model is not None:
         _refuse_without_weights(model)
     with busy(f"loading {model or EMBEDDED}"):
+        from moonlet.chat.sources import DATA_URLS_ONLY
         from moonlet.checkpoint import resolve
         from moonlet.checkpoint.packed import is_packed
         from moonlet.engine import CacheFolder, load
@@ -105,7 +107,7 @@ def load_provider(
         folder = None if cache is None else CacheFolder(*cache)
         floats = "stored" if keep_floats else "Q8_0"
         if model is None:
-            return load(nano.folder(), EMBEDDED, floats, folder, access)
+            return load(nano.folder(), EMBEDDED, floats, folder, access or DATA_URLS_ONLY)
         path, weights = _path(model), resolve(model)
         if keep_floats and is_packed(weights):
             raise UsageError(
@@ -113,7 +115,9 @@ def load_provider(
                 "--dtype bf16 in place of --keep-floats"
             )
         name = path.resolve().stem if path.is_file() else path.resolve().name
-        return load(weights, name if path.exists() else model, floats, folder, access)
+        return load(
+            weights, name if path.exists() else model, floats, folder, access or DATA_URLS_ONLY
+        )
 
 
 def checkpoint_path(model: str | None) -> Path:

@@ -17,7 +17,6 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moonlet.chat.sources import MediaAccess
 from moonlet.cli.console import UsageError, add_json_flag, print_json
 from moonlet.cli.models import add_model_options, load_provider
 
@@ -107,6 +106,8 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: Namespace) -> int:
+    from moonlet.chat.sources import MediaAccess
+
     loading: Future[Provider] = Future()
     with ExitStack() as stack:
         files = _files(args.files)
