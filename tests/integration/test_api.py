@@ -109,9 +109,9 @@ def test_an_uploaded_picture_is_the_picture(client: openai.OpenAI) -> None:
         )
         answers.append((answer.usage.prompt_tokens, answer.choices[0].message))
     assert answers[0] == answers[1]
+    gone = {"type": "image_url", "image_url": {"url": "ms://file-gone"}}
     with pytest.raises(openai.BadRequestError, match="no uploaded file"):
-        part = {"type": "image_url", "image_url": {"url": "ms://file-gone"}}
-        chat(client, messages=[{"role": "user", "content": [part]}])
+        chat(client, messages=[{"role": "user", "content": [gone]}])
 
 
 def test_the_other_dialects_reach_the_model(client: openai.OpenAI, server: Running) -> None:
