@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
@@ -38,6 +38,7 @@ RESULTS = Path(__file__).parent / "results"
 Side = Callable[[], float]
 STEPS = 32
 PAUSE = 6.0  # seconds
+KINDS = ("start", "prefill", "decode", "batch")
 TOGETHER = 8  # sequences at once, each with a prompt of STEPS
 
 
@@ -89,6 +90,9 @@ def main() -> None:
     names = list(SHAPES)[1:] if args.shapes == "all" else args.shapes.split(",")
     if unknown := set(names) - set(SHAPES):
         raise SystemExit(f"no shape {min(unknown)!r}: name some of {', '.join(SHAPES)}, or all")
+    kinds = args.measure.split(",")
+    if unknown := set(kinds) - set(KINDS):
+        raise SystemExit(f"nothing is called {min(unknown)!r}: name some of {', '.join(KINDS)}")
     results: list[Measured] = []
     failed = False
     with tempfile.TemporaryDirectory(prefix="moonlet-bench-") as temporary:
@@ -101,7 +105,7 @@ def main() -> None:
                 shape = SHAPES[name]
                 if args.depths:
                     shape = replace(shape, depths=tuple(map(int, args.depths.split(","))))
-                for one in measure(name, shape, path, peer, args.repeat):
+                for one in measure(name, shape, path, peer, args.repeat, kinds):
                     results.append(replace(one, commit=commit()))
                     _write(
                         args.out, peer, results
@@ -116,9 +120,14 @@ def main() -> None:
 
 
 def measure(
-    name: str, shape: Shape, path: Path, peer: peers.Peer | None, repeat: int
+    name: str,
+    shape: Shape,
+    path: Path,
+    peer: peers.Peer | None,
+    repeat: int,
+    kinds: Collection[str] = KINDS,
 ) -> Iterator[Measured]:
-    """Everything about one file, as it is measured."""
+    """What `kinds` name about one file, as it is measured."""
     bandwidth = Bandwidth()
     bars = shape.bars
 
@@ -126,23 +135,25 @@ def measure(
         _in_turn(one, repeat, bandwidth, ours, theirs)
         return one
 
-    # Before the model is loaded here: two copies and the file would not fit where one and the file do.
-    yield in_turn(
-        Measured(name, "start to first token", bars and 1.0, is_time=True),
-        lambda: seconds_to_first_token(path),
-        peer and (lambda: peer.first_token(path, PROMPT_TOKENS)),
-    )
+    if "start" in kinds:
+        # Before the model is loaded here: two copies and the file would not fit where one and the file do.
+        yield in_turn(
+            Measured(name, "start to first token", bars and 1.0, is_time=True),
+            lambda: seconds_to_first_token(path),
+            peer and (lambda: peer.first_token(path, PROMPT_TOKENS)),
+        )
     say(f"loading {path.name}")
     model = load_packed(path)
-    prompt = Prefill(model, shape.prompt, shape.all_logits)
-    what = ", all logits" if shape.all_logits else ""
-    yield in_turn(
-        Measured(name, f"prefill {shape.prompt}{what}", bars and bars.prefill),
-        lambda: shape.prompt / prompt.run(),
-        peer and (lambda: peer.prefill(path, shape.prompt, shape.all_logits)),
-    )
+    if "prefill" in kinds:
+        prompt = Prefill(model, shape.prompt, shape.all_logits)
+        what = ", all logits" if shape.all_logits else ""
+        yield in_turn(
+            Measured(name, f"prefill {shape.prompt}{what}", bars and bars.prefill),
+            lambda: shape.prompt / prompt.run(),
+            peer and (lambda: peer.prefill(path, shape.prompt, shape.all_logits)),
+        )
     read = sum(bytes_read(model, Step(1, 1, 0)).values())
-    for depth in shape.depths:
+    for depth in shape.depths if "decode" in kinds else ():
         decode = Decode(model, depth, 1, STEPS)
         bar = bars and {0: bars.decode, 2048: bars.deep, 8192: bars.deepest}.get(depth)
         one = Measured(name, f"decode at depth {depth:,}", bar)
@@ -152,12 +163,13 @@ def measure(
             lambda decode=decode: STEPS / decode.run(),
             peer and (lambda depth=depth: peer.decode(path, depth, STEPS)),
         )
-    together = Decode(model, STEPS, TOGETHER, STEPS)
-    yield in_turn(
-        Measured(name, f"decode, {TOGETHER} at once", bars and bars.batch),
-        lambda: TOGETHER * STEPS / together.run(),
-        peer and (lambda: peer.decode_batch(path, TOGETHER, STEPS, STEPS)),
-    )
+    if "batch" in kinds:
+        together = Decode(model, STEPS, TOGETHER, STEPS)
+        yield in_turn(
+            Measured(name, f"decode, {TOGETHER} at once", bars and bars.batch),
+            lambda: TOGETHER * STEPS / together.run(),
+            peer and (lambda: peer.decode_batch(path, TOGETHER, STEPS, STEPS)),
+        )
 
 
 def _in_turn(
@@ -245,6 +257,7 @@ def _arguments() -> argparse.Namespace:
         "--files", type=Path, metavar="DIR", help="GGUF files, written when missing"
     )
     parser.add_argument("--shapes", default="small", help=f"all, or some of {','.join(SHAPES)}")
+    parser.add_argument("--measure", default=",".join(KINDS), help="some of %(default)s")
     parser.add_argument("--depths", help="of decoding, such as 0,2048 (the peer computes them)")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument(
