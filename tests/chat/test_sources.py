@@ -162,7 +162,7 @@ def test_a_resolver_may_say_more() -> None:
 def test_nothing_is_fetched_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "fetch", lambda *_: pytest.fail("it was fetched"))
     for url in ("http://media.example/a.png", "HTTPS://media.example/a.png"):
-        refused("does not fetch URLs; send the image as a base64 data URL, or .* fetch_urls", url)
+        refused("does not fetch URLs; send the image as a base64 data URL, or .* --fetch-urls", url)
 
 
 def test_what_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
