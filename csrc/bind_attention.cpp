@@ -1,4 +1,4 @@
-// Attention over the paged cache, rotary positions and the router, as Python sees them.
+// Attention over the paged cache, rotary positions, the router and the sampler's search, as Python sees them.
 
 #include <algorithm>
 #include <optional>
@@ -12,6 +12,7 @@
 #include "pages.h"
 #include "rotary.h"
 #include "router.h"
+#include "sampling.h"
 
 namespace moonlet {
 namespace {
@@ -76,6 +77,16 @@ std::pair<nb::ndarray<int32_t, nb::numpy, nb::c_contig>, NewArray<float>> choose
   return {ids, weights};
 }
 
+std::pair<double, int64_t> head(Array<float, 1> weights, double goal) {
+  std::optional<Head> found;
+  {
+    const nb::gil_scoped_release unlocked;
+    found = reach(weights.data(), weights.shape(0), goal);
+  }
+  require(found.has_value(), "the weights together do not reach the goal");
+  return {found->mass, found->last};
+}
+
 }  // namespace
 
 void bind_attention(nb::module_& m) {
@@ -91,6 +102,7 @@ void bind_attention(nb::module_& m) {
   m.def("route", &choose, nb::arg("logits").noconvert(), nb::arg("bias").noconvert().none(), nb::arg("top_k"),
         nb::arg("sigmoid"), nb::arg("normalize"), nb::arg("scaling"), nb::arg("groups") = 1, nb::arg("top_groups") = 1,
         nb::arg("group_best") = 2);
+  m.def("reach", &head, nb::arg("weights").noconvert(), nb::arg("goal"));
 }
 
 }  // namespace moonlet

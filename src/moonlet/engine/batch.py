@@ -46,10 +46,16 @@ class Batch:
         positions: torch.Tensor,
         media: Media | None = None,
     ) -> torch.Tensor:
-        tables = [torch.tensor(task.pages) for task in tasks]
-        table = torch.nn.utils.rnn.pad_sequence(tables, batch_first=True)
+        pages = [task.pages for task in tasks]
+        table = np.zeros((len(tasks), max(map(len, pages))), np.int64)
+        for row, own in zip(table, pages, strict=True):
+            row[: len(own)] = own
         return self.model.hidden(
-            ids, positions=positions, media=media, cache=self.cache, pages=table
+            ids,
+            positions=positions,
+            media=media,
+            cache=self.cache,
+            pages=torch.from_numpy(table),
         )
 
     def _logits(self, hidden: torch.Tensor) -> Sequence[Logits]:

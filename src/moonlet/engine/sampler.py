@@ -1,4 +1,4 @@
-"""Logits -> the next token, in numpy.
+"""Logits -> the next token.
 
 In the order of vLLM and Hugging Face:
 
@@ -13,7 +13,7 @@ In the order of vLLM and Hugging Face:
 Each of the last three keeps a head of the tokens sorted by probability, ties by id, so all a draw needs
 is the mass of that head: one uniform number below it falls on one token of the sorted line. Probabilities
 are whole numbers here. Their sums are exact in any order, so the token that a number falls on can be
-found by halving the vocabulary instead of sorting it.
+found without sorting (`kernels.reach`).
 """
 
 import hashlib
@@ -25,11 +25,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moonlet.errors import EngineError
+from moonlet.kernels import reach
 
 COLDEST = (
     1e-5  # below this the likeliest token has all the probability, and dividing would overflow
 )
-_SORTED_AT_ONCE = 512  # so few weights are faster sorted than halved again
 _EXACT_BITS = 52  # whole numbers up to here are exact in float64
 _RANGES = (
     ("temperature", 0, 9999, "from 0 to 9999"),
@@ -147,7 +147,7 @@ class Sampler:
             return likeliest
         weights = _weights(logits, likeliest, self.params.temperature)
         mass = _kept_mass(weights, self.params)
-        return _reach(weights, 1 + np.floor(uniform(self._key, self._count) * mass))[1]
+        return reach(weights, 1 + np.floor(uniform(self._key, self._count) * mass))[1]
 
 
 def uniform(key: str, count: int) -> float:
@@ -218,32 +218,8 @@ def _kept_mass(weights: NDArray[np.float32], params: SamplingParams) -> float:
     if 0 < params.top_k < len(weights):
         mass = min(mass, _sum(_largest(weights, params.top_k)))
     if params.top_p < 1:
-        mass = _reach(weights, np.ceil(params.top_p * mass))[0]
+        mass = reach(weights, np.ceil(params.top_p * mass))[0]
     return mass
-
-
-def _reach(weights: NDArray[np.float32], goal: float) -> tuple[float, int]:
-    """The smallest head of the tokens sorted by weight, ties by id, whose mass reaches `goal`.
-
-    Returns its mass and its last token. `goal` is at least 1 and at most the sum of all weights.
-    """
-    ids: NDArray[np.intp] | None = None  # of the weights still in question; None is all
-    before = 0.0  # mass of the tokens that sort before them
-    while len(weights) > _SORTED_AT_ONCE:
-        heavier = weights > float(weights.mean(dtype=np.float64))
-        part = np.flatnonzero(heavier)
-        mass = _sum(weights[part])
-        if len(part) == 0:  # they are all equal
-            break
-        if before + mass < goal:
-            before += mass
-            part = np.flatnonzero(~heavier)
-        weights, ids = weights[part], part if ids is None else ids[part]
-    order = np.argsort(-weights, kind="stable")
-    masses = before + np.cumsum(weights[order], dtype=np.float64)
-    last = int(masses.searchsorted(goal))
-    token = order[last] if ids is None else ids[order[last]]
-    return float(masses[last]), int(token)
 
 
 def _largest(values: NDArray[np.float32], count: int) -> NDArray[np.float32]:

@@ -277,6 +277,13 @@ def rotate(
     other columns stay as they are.
     """
 
+def reach(weights: NDArray[np.float32], goal: float) -> tuple[float, int]:
+    """The smallest head of the tokens sorted by weight [V], ties by id, whose mass reaches `goal` (above 0).
+
+    Returns its mass and its last token. Weights are whole numbers whose sum float64 holds exactly, so that
+    no order of adding matters. Raises ValueError when all together do not reach `goal`.
+    """
+
 def route(
     logits: NDArray[np.float32],
     bias: NDArray[np.float32] | None,

@@ -116,6 +116,17 @@ def route(
     return ids.astype(np.int32), weights * scaling
 
 
+def reach(weights_V: Floats, goal: float) -> tuple[float, int]:
+    """The smallest head of the tokens sorted by weight, ties by id, whose mass reaches `goal`: mass and last token.
+
+    Weights are whole numbers whose sum float64 holds exactly; zeros are in no head.
+    """
+    order = np.argsort(-weights_V, kind="stable")
+    masses = np.cumsum(weights_V[order], dtype=np.float64)
+    last = int(masses.searchsorted(goal))
+    return float(masses[last]), int(order[last])
+
+
 def latent_attention(
     q_NHL: Floats, rows_SPL: Floats, sequence_N: Ints, position_N: Ints, values: int, scale: float
 ) -> Exact:
