@@ -310,6 +310,8 @@ def test_lines_and_streams_have_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sse, "MAX_LINE", 1000)
     for data in (b"x" * 1001, b"data: " + b"x" * 1000 + b"\n", b": " + b"x" * 1000):
         assert "more than 1000 bytes" in said(data)
+    with pytest.raises(UpstreamError, match="more than 1000 bytes"):
+        Events(WHO).push(b"x" * 1001)  # without waiting for the end of the line
     monkeypatch.setattr(sse, "MAX_BYTES", 2000)
     assert "more than 2000 bytes without an end" in said(b": ping\n" * 400)
 

@@ -160,21 +160,31 @@ def test_how_requests_end(
     assert row["rough"] == 1
 
 
-def test_who_leaves_pays_for_what_was_done(ledger: Ledger, path: Path) -> None:
-    with running(FakeEndpoint(Says([chunk({"content": "x" * 40}), 30.0])), price=PRICE) as place:
+@pytest.mark.parametrize("written", [0, 40])
+def test_who_leaves_pays_for_what_was_done(written: int, ledger: Ledger, path: Path) -> None:
+    """The prompt is worked on, even if nothing has come of it yet."""
+    fake = FakeEndpoint(Says([chunk({"content": "x" * written}), 30.0]))
+    with running(fake, price=PRICE) as place:
         provider = metered(Upstream([place], ModelCard("m", 0, 9)), ledger, Budgets())
 
         async def work() -> None:
             events = provider.stream(HELLO)
-            await anext(events)
+            first = asyncio.ensure_future(anext(events))
+            if written:
+                await first
+            while not fake.bodies:
+                await asyncio.sleep(0.01)
+            first.cancel()
+            await asyncio.wait({first})
             await events.aclose()
             await provider.aclose()
 
         asyncio.run(work())
     ledger.close()
     [row] = rows(path)
-    assert known(row, "status", "attempts", "completion_tokens", "rough") == ("left", 1, 10, 1)
-    assert row["cost"] == pytest.approx((100 * 1 + 10 * 10) / 1e6)
+    tokens = written // 4
+    assert known(row, "status", "attempts", "completion_tokens", "rough") == ("left", 1, tokens, 1)
+    assert row["cost"] == pytest.approx((100 * 1 + tokens * 10) / 1e6)
 
 
 def test_without_a_price_there_is_no_cost(ledger: Ledger, path: Path) -> None:

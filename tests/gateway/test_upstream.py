@@ -1,12 +1,11 @@
 """Endpoints that fail in every way, over real sockets: what is tried again, what is not, and what is said."""
 
 import asyncio
-import email.utils
 import socket
 import threading
-import time
 from collections.abc import Sequence
 from contextlib import ExitStack, aclosing
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +15,7 @@ from moonlet.chat.provider import ChatRequest, Completion, Event, ModelCard, Tex
 from moonlet.errors import MoonletError, PromptError, UpstreamError
 from moonlet.gateway import ask, upstream
 from moonlet.gateway.endpoint import Endpoint
+from moonlet.gateway.refusal import failure
 from moonlet.gateway.upstream import Trail, Upstream
 from tests.gateway.endpoint import (
     DONE,
@@ -123,14 +123,42 @@ def test_not_for_ever() -> None:
     assert (error.status, len(fake.bodies)) == (502, upstream.ATTEMPTS)
 
 
-def test_retry_after_is_waited_for() -> None:
-    for value, least in (("1", 1.0), (email.utils.formatdate(time.time() + 2, usegmt=True), 0.5)):
-        fake = FakeEndpoint(refuses(429, {}, retry_after=value), text())
-        began = time.monotonic()
-        with running(fake) as place:
-            [answer] = answers([place])
-        assert isinstance(answer, Completion)
-        assert time.monotonic() - began >= least
+def test_pauses_grow_unless_the_endpoint_says_how_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    waiting = SimpleNamespace(sleep=sleep, get_running_loop=asyncio.get_running_loop)
+    monkeypatch.setattr(upstream, "asyncio", waiting)
+    fake = FakeEndpoint(refuses(429, {}, retry_after="7"), refuses(500, {}), text())
+    with running(fake) as place:
+        answers([place], pause_s=1.0)
+    assert pauses[0] == 7.0
+    assert 1.0 <= pauses[1] <= 3.0
+    assert len(pauses) == 2
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("5", 5.0),
+        (" 0 ", 0.0),
+        ("999999999", 3600.0),
+        ("9999999999", None),
+        ("-1", None),
+        ("1.5", None),
+        ("soon", None),
+        ("", None),
+        ("Mon, 01 Jan 1990 00:00:00 GMT", 0.0),
+        ("Fri, 31 Dec 9999 23:59:59 GMT", 3600.0),
+        ("Mon, 99 Jan 1990 00:00:00 GMT", None),
+    ],
+)
+def test_what_retry_after_may_say(value: str, seconds: float | None) -> None:
+    error = failure(429, {}, {"retry-after": value}, "m")
+    assert isinstance(error, UpstreamError)
+    assert error.retry_after_s == seconds
 
 
 def test_but_not_for_long() -> None:
@@ -342,27 +370,18 @@ def test_a_deadline_ends_an_answer_as_a_limit_does() -> None:
 
 
 def test_who_leaves_ends_the_request() -> None:
-    left = threading.Event()
+    endless = FakeEndpoint(Says([chunk({"content": "a"}), *[0.02, b": ping\n\n"] * 1000]))
 
-    class Noting(FakeEndpoint):
-        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-            try:
-                await super().__call__(scope, receive, send)
-            except asyncio.CancelledError:
-                left.set()
-                raise
-
-    endless = Noting(Says([chunk({"content": "a"}), *[0.02, b": ping\n\n"] * 1000]))
-
-    async def work(place: Endpoint) -> None:
+    async def work(place: Endpoint) -> list[Any]:
         provider = Upstream([place], CARD)
         async with aclosing(provider.stream(HELLO)) as events:
             await anext(events)
-        assert provider._client._transport._pool.connections == []  # type: ignore[attr-defined]
+        left = list(provider._client._transport._pool.connections)  # type: ignore[attr-defined]
         await provider.aclose()
+        return left
 
     with running(endless) as place:
-        asyncio.run(work(place))
+        assert asyncio.run(work(place)) == []
 
 
 def test_the_trail_says_who_answered_and_after_how_many_attempts() -> None:
