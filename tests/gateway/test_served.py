@@ -4,7 +4,7 @@ import asyncio
 import base64
 import json
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
@@ -17,6 +17,8 @@ import pytest
 
 from moonlet.chat.fake import CARD, FakeProvider, says
 from moonlet.chat.provider import (
+    ChatRequest,
+    Event,
     Finish,
     ModelCard,
     Provider,
@@ -51,7 +53,7 @@ from tests.gateway.endpoint import (
     text,
     usage,
 )
-from tests.server.running import Running, serving
+from tests.server.running import WAIT_S, Running, serving
 
 HI: list[Any] = [{"role": "user", "content": "hi"}]
 TOOLS: list[Any] = [
@@ -356,6 +358,57 @@ def test_several_models_behind_one_address() -> None:
         assert (
             'moonlet:request_success_total{finished_reason="stop",model_name="fake"} 2.0' in metrics
         )
+
+
+def test_a_client_that_leaves_ends_the_answer_at_the_other_end() -> None:
+    fake = FakeProvider([TextDelta("a"), asyncio.Event()])
+    with serving(create_app(fake)) as inner:
+        place = Endpoint("m", f"{inner.url}/v1", "fake")
+        with gateway(place) as server, server.client() as client:
+            stream = client.chat.completions.create(model="m", messages=HI, stream=True)
+            next(stream)
+            stream.close()
+            inner.wait(asyncio.wait_for(fake.closed_event.wait(), WAIT_S))
+    assert (fake.closed, fake.finished) == (1, 0)
+
+
+def test_the_server_closes_its_connections_when_it_ends() -> None:
+    with running(FakeEndpoint(text())) as place:
+        provider = Upstream([place], M)
+        for apps in ((provider, []), (FakeProvider([]), [Upstream([place], M)])):
+            with serving(create_app(*apps)) as server, server.client() as client:
+                client.chat.completions.create(model="m", messages=HI)
+            assert [*apps[1], apps[0]][0]._client.is_closed  # type: ignore[union-attr]
+
+
+class Echo(FakeProvider):
+    """Says what it was asked, a character at a time."""
+
+    async def stream(self, request: ChatRequest) -> AsyncGenerator[Event, None]:
+        for char in request.messages[0].text:
+            yield TextDelta(char)
+            await asyncio.sleep(0)
+        yield Finish("stop", Usage(1, 1, 0))
+
+
+def test_64_at_once_do_not_mix() -> None:
+    async def ask(client: openai.AsyncOpenAI, word: str) -> str:
+        messages: Any = [{"role": "user", "content": word}]
+        stream = await client.chat.completions.create(model="m", messages=messages, stream=True)
+        return "".join([part.choices[0].delta.content or "" async for part in stream])
+
+    async def work(url: str) -> list[str]:
+        async with openai.AsyncOpenAI(
+            base_url=f"{url}/v1", api_key="none", max_retries=0
+        ) as client:
+            return await asyncio.gather(*(ask(client, word) for word in words))
+
+    words = [f"word {number} " * 5 for number in range(64)]
+    with (
+        serving(create_app(Echo([]))) as inner,
+        gateway(Endpoint("m", f"{inner.url}/v1", "fake")) as server,
+    ):
+        assert asyncio.run(work(server.url)) == words
 
 
 KEYS = ("sk-one", "sk-two")
