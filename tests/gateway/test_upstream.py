@@ -162,8 +162,11 @@ def test_what_retry_after_may_say(value: str, seconds: float | None) -> None:
 
 
 def test_but_not_for_long() -> None:
-    error = said(refuses(429, {"error": {"message": "slow down"}}, retry_after="999999"))
-    assert (error.status, error.retry_after_s) == (429, 3600.0)
+    fake = FakeEndpoint(refuses(429, {"error": {"message": "slow down"}}, retry_after="999999"))
+    with running(fake) as place:
+        [error] = answers([place])
+    assert isinstance(error, UpstreamError)
+    assert (error.status, error.retry_after_s, len(fake.bodies)) == (429, 3600.0, 1)
 
 
 @pytest.mark.parametrize(
@@ -332,6 +335,14 @@ def test_silence_has_an_end(pieces: list[Any]) -> None:
         [answer] = answers([first, second], silence_s=0.3)
     assert isinstance(answer, Completion), answer
     assert len(fake.bodies) == 1
+
+
+def test_a_long_answer_is_no_silence() -> None:
+    pieces: list[Any] = [chunk({"content": "a"}), 0.05] * 16
+    with running(FakeEndpoint(Says([*pieces, chunk(finish="stop"), DONE]))) as place:
+        [answer] = answers([place], silence_s=0.5)
+    assert isinstance(answer, Completion), answer
+    assert answer.text == "a" * 16
 
 
 def test_silence_before_the_status_has_an_end() -> None:
