@@ -311,7 +311,7 @@ def test_an_end_that_is_broken_off_is_an_end() -> None:
 def test_who_does_not_hang_up_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ask, "AFTER_S", 0.05)
     pieces = [chunk({"content": "a"}), chunk(finish="stop"), usage(3, 1)]
-    for more in ([DONE, 30.0], [30.0]):
+    for more in ([DONE, 30.0], [30.0], [b": ping\n\n", 0.02] * 20_000):
         with running(FakeEndpoint(Says([*pieces, *more]))) as place:
             [answer] = answers([place])
         assert isinstance(answer, Completion), answer
@@ -343,6 +343,21 @@ def test_a_long_answer_is_no_silence() -> None:
         [answer] = answers([place], silence_s=0.5)
     assert isinstance(answer, Completion), answer
     assert answer.text == "a" * 16
+
+
+def test_a_slow_client_is_no_silence() -> None:
+    pieces: list[Any] = [chunk({"content": "a"}), 0.05, chunk({"content": "b"}), 0.4]
+
+    async def work(place: Endpoint) -> list[Event]:
+        provider, events = Upstream([place], CARD, silence_s=0.8), []
+        async for event in provider.stream(HELLO):
+            events += [event]
+            await asyncio.sleep(1.0)
+        await provider.aclose()
+        return events
+
+    with running(FakeEndpoint(Says([*pieces, chunk(finish="stop"), DONE]))) as place:
+        assert len(asyncio.run(work(place))) == 3
 
 
 def test_silence_before_the_status_has_an_end() -> None:

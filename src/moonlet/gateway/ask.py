@@ -52,9 +52,9 @@ class Patience:
     silence_s: float
     ends: float | None = None
 
-    def limit(self, since: float, most_s: float | None = None) -> float:
-        """Until when to wait for what comes next, by the loop's clock."""
-        limit = since + (self.silence_s if most_s is None else most_s)
+    def limit(self, heard: float) -> float:
+        """Until when to wait for the next event, if the last one came at `heard`."""
+        limit = heard + self.silence_s
         return limit if self.ends is None else min(limit, self.ends)
 
     @property
@@ -87,18 +87,17 @@ async def _answer(
     client: httpx2.AsyncClient, endpoint: Endpoint, chunks: Chunks, patience: Patience
 ) -> AsyncGenerator[Event, None]:
     """The same. Raises TimeoutError too."""
-    loop = asyncio.get_running_loop()
+    now = asyncio.get_running_loop().time
     wire = Events(str(endpoint))
-    heard = loop.time()
+    heard, last = now(), None
     body = await asyncio.to_thread(_encoded, chunks.request, endpoint)
     async with _posted(client, endpoint, body, patience.limit(heard)) as pieces:
         more = True
         while more and not wire.done:
+            if chunks.complete and last is None:
+                last = now() + AFTER_S
             try:
-                if chunks.complete:
-                    piece = await _next(pieces, loop.time() + AFTER_S)
-                else:
-                    piece = await _next(pieces, patience.limit(heard))
+                piece = await _next(pieces, last or patience.limit(heard))
             except LOST:
                 if not chunks.complete:
                     raise
@@ -106,12 +105,12 @@ async def _answer(
             more = bool(piece)
             for chunk in wire.push(piece) if more else wire.end():
                 for event in chunks.push(chunk):
-                    heard = loop.time()
                     yield event
+                    heard = now()  # after it: a slow client is no silent endpoint
         for event in chunks.finish():
             yield event
         with suppress(*LOST):  # read to its end a connection serves again
-            await _next(pieces, loop.time() + AFTER_S)
+            await _next(pieces, now() + AFTER_S)
 
 
 def _encoded(request: ChatRequest, endpoint: Endpoint) -> bytes:

@@ -162,8 +162,10 @@ class _Account:
                 self.usages.append(event.usage)
 
     def end(self, status: str) -> End:
-        """Without an answer to its end, what had come by then is estimated; before the first event
-        only who has left pays, since the prompt is worked on all the same."""
+        """What to write down. Of an answer without an end the tokens are estimated.
+
+        Where nothing had come yet only who has left pays: the prompt is worked on all the same.
+        """
         whole = status == "ok"
         if whole:
             usage = total_usage(self.usages)
