@@ -3,15 +3,17 @@
 import asyncio
 import base64
 import json
+import sqlite3
 import urllib.request
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import anthropic
+import httpx2
 import openai
 import pytest
 
@@ -31,6 +33,7 @@ from moonlet.chat.provider import (
     Usage,
 )
 from moonlet.chat.sources import MediaAccess
+from moonlet.errors import EngineError, PromptError
 from moonlet.gateway.budgets import Budgets
 from moonlet.gateway.discover import discover
 from moonlet.gateway.endpoint import Endpoint
@@ -459,6 +462,48 @@ def test_cost_and_budgets(tmp_path: Path) -> None:
             short_digest("sk-one"): pytest.approx(0.00228),
             short_digest("sk-two"): pytest.approx(0.00114),
         }
+
+
+class Moody(FakeProvider):
+    """Answers in pieces, and does not always come to an end."""
+
+    async def stream(self, request: ChatRequest) -> AsyncGenerator[Event, None]:
+        mood = len(request.messages[0].text) % 5
+        if mood == 0:
+            raise PromptError("not like this", "messages")
+        for _ in range(10):
+            yield TextDelta("abc ")
+            await asyncio.sleep(0.01)
+            if mood == 1:
+                raise EngineError("it broke")
+        yield Finish("stop", Usage(10, 10, 0))
+
+
+def test_whatever_becomes_of_requests_nothing_stays_open(tmp_path: Path) -> None:
+    async def ask(client: httpx2.AsyncClient, number: int) -> None:
+        body = {"model": "m", "messages": [{"role": "user", "content": "x" * (1 + number % 5)}]}
+        with suppress(TimeoutError):  # some leave before the end
+            async with asyncio.timeout((0.01, 0.05, 0.1, WAIT_S)[number % 4]):
+                await client.post("/v1/chat/completions", json={**body, "stream": number % 3 > 0})
+
+    async def work(url: str) -> None:
+        keyed = {"authorization": "Bearer sk-one"}
+        async with httpx2.AsyncClient(base_url=url, headers=keyed, timeout=WAIT_S) as client:
+            await asyncio.gather(*(ask(client, number) for number in range(60)))
+
+    path, budgets = tmp_path / "ledger.sqlite", Budgets({short_digest("sk-one"): 1.0})
+    with closing(Ledger(path)) as ledger, serving(create_app(Moody([]))) as inner:
+        place = Endpoint("m", f"{inner.url}/v1", "fake", price=Price(1.0, 0.1, 10.0))
+        upstream = Upstream([place], M, pause_s=0.01)
+        with serving(create_app(metered(upstream, ledger, budgets))) as server:
+            asyncio.run(work(server.url))
+    with closing(sqlite3.connect(path)) as database:
+        rows = database.execute("SELECT status, count(*), sum(cost) FROM requests GROUP BY status")
+        found = {status: (count, cost) for status, count, cost in rows}
+    assert {"ok", "failed", "refused"} <= found.keys() <= {"ok", "failed", "refused", "left"}
+    digest = short_digest("sk-one")
+    assert budgets._set_aside[digest] == pytest.approx(0.0, abs=1e-12)
+    assert budgets._spent[digest] == pytest.approx(sum(cost for _, cost in found.values()))
 
 
 def test_uploads_are_sent_as_data(tmp_path: Path) -> None:
