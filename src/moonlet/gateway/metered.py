@@ -151,8 +151,6 @@ class _Account:
         return self._cost(Usage(self.prompt, 0, 0))
 
     def saw(self, event: Event) -> None:
-        if self.first_s is None:
-            self.first_s = time.monotonic() - self.began
         match event:
             case ReasoningDelta() | TextDelta():
                 self.written += len(event.text.encode("utf-8", "replace"))
@@ -160,6 +158,10 @@ class _Account:
                 self.written += len(event.arguments.encode("utf-8", "replace"))
             case Finish():
                 self.usages.append(event.usage)
+            case _:
+                return
+        if self.first_s is None:
+            self.first_s = time.monotonic() - self.began
 
     def end(self, status: str) -> End:
         """What to write down. Of an answer without an end the tokens are estimated.
