@@ -8,6 +8,8 @@
       PromptError          a conversation that cannot be rendered; `param` says where
       MediaError           an image or video that cannot be used; `param` says where
       EngineError          generation that cannot start or go on
+        UpstreamError      the same, where somebody else's endpoint was to answer
+      QuotaError           an API key that has used up its budget
       TrainingError        a training run that cannot go on
 
 Two more stand beside their only user: `ApiError` in `server/errors.py`, which knows an HTTP status, and
@@ -56,6 +58,31 @@ class MediaError(_RequestError):
 
 class EngineError(MoonletError, RuntimeError):
     """Generation that cannot start or go on."""
+
+
+class UpstreamError(EngineError):
+    """Somebody else's endpoint did not answer as it should.
+
+    status: the HTTP status that tells a client of it. retry: asked again the endpoint may answer, after
+    `retry_after_s` seconds if it said so.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        status: int = 502,
+        *,
+        retry: bool = False,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.retry = retry
+        self.retry_after_s = retry_after_s
+
+
+class QuotaError(MoonletError):
+    """An API key that has used up its budget."""
 
 
 class TrainingError(MoonletError, RuntimeError):

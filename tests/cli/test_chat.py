@@ -100,6 +100,7 @@ def test_piped_json_is_one_document(
                     "cached_tokens": 0,
                     "cached_disk_tokens": 0,
                     "cache_break": None,
+                    "cost": None,
                 },
             }
         ],

@@ -1,5 +1,6 @@
 """`moonlet serve`: when it says that it is ready it is, and it leaves without a trace."""
 
+import asyncio
 import json
 import shutil
 import signal
@@ -165,6 +166,29 @@ def test_the_port_is_ours_from_the_first_moment() -> None:
         theirs.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         with pytest.raises(OSError, match="Address already in use"):
             theirs.bind(ours.getsockname())
+
+
+def test_no_token_waits_for_an_acknowledgement() -> None:
+    """Nagle's algorithm is off on what is accepted."""
+
+    async def nodelay(sock: socket.socket) -> int:
+        accepted: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        def accept(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            connection = writer.get_extra_info("socket")
+            accepted.set_result(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        async with await asyncio.start_server(accept, sock=sock):
+            _, writer = await asyncio.open_connection(*sock.getsockname())
+            try:
+                return await accepted
+            finally:
+                writer.close()
+                await writer.wait_closed()
+
+    with bind("127.0.0.1", 0) as ours:
+        assert asyncio.run(nodelay(ours))
 
 
 LOADING = """

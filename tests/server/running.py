@@ -61,7 +61,7 @@ class Running:
 
 @contextmanager
 def serving(app: FastAPI) -> Iterator[Running]:
-    sock = socket.socket()
+    sock = socket.socket(proto=socket.IPPROTO_TCP)  # as `moonlet serve` makes it: see cli/serve.py
     sock.bind(("127.0.0.1", 0))
     server = _Server(uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1))
     server.accepting = threading.Event()

@@ -8,8 +8,8 @@ The plain answer of an API is the collected stream, so that the two can never di
 """
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 from moonlet.chat.messages import Message, ToolCall
@@ -48,6 +48,7 @@ class ChatRequest:
     after which the answer ends as if the token limit were reached.
 
     A conversation that ends in a partial assistant message is continued where that message ends.
+    asked_by: a digest of the API key, on whose account it is; None where there was none.
     """
 
     messages: list[Message]
@@ -65,6 +66,7 @@ class ChatRequest:
     n: int = 1
     logprobs: int | None = None
     deadline_s: float | None = None
+    asked_by: str | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ class TextRequest:
     n: int = 1
     logprobs: int | None = None
     deadline_s: float | None = None
+    asked_by: str | None = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class Usage:
     """Token counts. `reasoning_tokens` are part of `completion_tokens`, `cached` of `prompt`.
 
     Of the cached tokens, `cached_disk_tokens` came from disk. cache_break: why the cache did not hold more
-    of the prompt, in a word or two.
+    of the prompt, in a word or two. cost: in US dollars, where the request has a price.
     """
 
     prompt_tokens: int
@@ -94,6 +97,23 @@ class Usage:
     cached_tokens: int = 0
     cached_disk_tokens: int = 0
     cache_break: str | None = None
+    cost: float | None = None
+
+
+def total_usage(usages: Iterable[Usage]) -> Usage:
+    """The usage of all choices of one request: the prompt they share counts once.
+
+    Of its cached tokens those count that came from an earlier request, not from another choice.
+    """
+    usages = list(usages)
+    first = min(usages, key=lambda usage: usage.cached_tokens)
+    costs = [usage.cost for usage in usages if usage.cost is not None]
+    return replace(
+        first,
+        completion_tokens=sum(usage.completion_tokens for usage in usages),
+        reasoning_tokens=sum(usage.reasoning_tokens for usage in usages),
+        cost=sum(costs) if costs else None,
+    )
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """`moonlet serve [MODEL]`: the OpenAI-compatible server.
 
-It answers from the first moment: /health at once, everything else with 503 until the model is loaded.
-The model is loaded in the main thread, where Ctrl-C can interrupt it, and the server runs in another.
+It answers from the first moment: /health and other endpoints' models at once, everything else with 503
+until the model is loaded. The model is loaded in the main thread, where Ctrl-C can interrupt it, and the
+server runs in another.
 """
 
 import json
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from moonlet.cli.console import UsageError, add_json_flag, print_json
 from moonlet.cli.models import add_model_options, load_provider
+from moonlet.cli.upstreams import Gateway, add_upstream_options, open_gateway
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 QUESTION = "347+285"
 SHUTDOWN_S = 3  # how long running answers may go on after Ctrl-C
 KEYS_VARIABLE = "MOONLET_API_KEYS"
+NO_MODEL = "none"
 
 
 def add_parser(commands: Any) -> None:
@@ -41,9 +44,10 @@ def add_parser(commands: Any) -> None:
         "model",
         nargs="?",
         metavar="MODEL",
-        help="folder, .gguf file or org/name (default: the embedded model)",
+        help="folder, .gguf file or org/name (default: the embedded model); 'none' serves --upstream alone",
     )
     add_model_options(parser)
+    add_upstream_options(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (%(default)s)")
     parser.add_argument(
@@ -111,16 +115,22 @@ def run(args: Namespace) -> int:
     loading: Future[Provider] = Future()
     with ExitStack() as stack:
         files = _files(args.files)
-        app = _app(args, loading, stack, files)
+        access = MediaAccess(args.fetch_urls, files.resolve)
         # The port first: loading a large model only to find it taken would be a waste.
         sock = stack.enter_context(bind(args.host, args.port))
+        gateway = stack.enter_context(open_gateway(args, access, _keys(args)))
+        if args.model == NO_MODEL:
+            loading.set_result(gateway.take_first())
+        app = _app(args, loading, gateway, stack, files)
         stack.callback(_close, loading)  # after the server has ended
         server = stack.enter_context(answering(app, sock))
-        access = MediaAccess(args.fetch_urls, files.resolve)
-        provider = load_provider(args.model, args.keep_floats, _cache(args), access)
-        loading.set_result(provider)
+        if args.model != NO_MODEL:
+            provider = load_provider(args.model, args.keep_floats, _cache(args), access)
+            loading.set_result(gateway.admit(provider))
+        provider = loading.result()
         url = f"http://{_reachable(args.host)}:{sock.getsockname()[1]}"
-        _announce(url, provider, request(url, provider, with_key=bool(_keys(args))), args.json)
+        models = [provider.card.id, *(other.card.id for other in gateway.others)]
+        _announce(url, models, request(url, provider, with_key=bool(_keys(args))), args.json)
         wait(server)
     return 0
 
@@ -146,7 +156,11 @@ def _close(loading: "Future[Provider]") -> None:
 
 
 def _app(
-    args: Namespace, loading: "Future[Provider]", stack: ExitStack, files: "FileStore"
+    args: Namespace,
+    loading: "Future[Provider]",
+    gateway: Gateway,
+    stack: ExitStack,
+    files: "FileStore",
 ) -> "FastAPI":
     from moonlet.server import create_app
     from moonlet.server.profiles import PROFILES
@@ -159,6 +173,7 @@ def _app(
 
     return create_app(
         loading,
+        gateway.others,
         profile=PROFILES[args.compat],
         api_keys=_keys(args),
         cors=args.cors,
@@ -191,8 +206,12 @@ def bind(host: str, port: int) -> socket.socket:
         raise UsageError(f"port {port} does not exist; choose one from 0 to 65535")
     sock = None
     try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        sock = socket.socket(family, kind)
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM
+        )[0]
+        # asyncio switches Nagle's algorithm off only where the socket names its protocol. With it on, the
+        # tokens of a stream wait up to 40 ms for the client's acknowledgement of the one before.
+        sock = socket.socket(family, kind, protocol)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(address)
         sock.listen(2048)
@@ -269,12 +288,12 @@ def request(url: str, provider: "Provider", *, with_key: bool = False) -> str:
     return f"curl {route}{key} -H 'Content-Type: application/json' -d '{quoted}'"
 
 
-def _announce(url: str, provider: "Provider", example: str, as_json: bool) -> None:
+def _announce(url: str, models: list[str], example: str, as_json: bool) -> None:
     if as_json:
-        model = provider.card.id
-        print_json({"url": f"{url}/v1", "model": model, "request": example})
+        print_json({"url": f"{url}/v1", "model": models[0], "models": models, "request": example})
     else:
-        print(f"{provider.card.id} answers at {url}/v1\n\n{example}\n")
+        verb = "answers" if len(models) == 1 else "answer"
+        print(f"{', '.join(models)} {verb} at {url}/v1\n\n{example}\n")
     sys.stdout.flush()
 
 

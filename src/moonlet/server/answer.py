@@ -16,9 +16,9 @@ from typing import Any, Protocol
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from moonlet.chat.provider import Completion, Event, Finish, Usage, collect_all
+from moonlet.chat.provider import Completion, Event, Finish, Usage, collect_all, total_usage
 from moonlet.errors import EngineError
-from moonlet.server.encode import to_json, total_usage
+from moonlet.server.encode import to_json
 from moonlet.server.errors import ApiError, as_api_error
 from moonlet.server.state import State
 
@@ -83,11 +83,14 @@ class Answer(Response):
         async with aclosing(self.events) as events:
             answers = await collect_all(events)
         body = to_json(self.encoder.plain(answers))
+        usage = total_usage(answer.usage for answer in answers)
         headers = [pair for pair in self.raw_headers if pair[0] != b"content-length"]
         headers += [
             (b"content-length", str(len(body)).encode()),
-            (b"x-moonlet-cache", cache_header(total_usage(answer.usage for answer in answers))),
+            (b"x-moonlet-cache", cache_header(usage)),
         ]
+        if usage.cost is not None:
+            headers.append((b"x-moonlet-cost", f"{usage.cost:.8f}".encode()))
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 

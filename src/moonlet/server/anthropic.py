@@ -58,7 +58,7 @@ def add_messages(app: FastAPI, state: State) -> None:
     async def messages(request: Request) -> Response:
         asked, places = await state.read(request, parse)
         encoder = MessageEncoder(asked.model, asked.shows_reasoning)
-        events = places.relocate(state.named(asked.model).stream(asked.chat))
+        events = places.relocate(state.answer(request, asked.model, asked.chat))
         return Answer(state, events, encoder, stream=asked.stream, headers=asked.headers)
 
     @app.post("/v1/messages/count_tokens", **counts)
@@ -66,7 +66,7 @@ def add_messages(app: FastAPI, state: State) -> None:
     async def count_tokens(request: Request) -> Response:
         asked, places = await state.read(request, lambda body: parse(body, counts=True))
         try:
-            count = await state.text_provider.count_tokens(asked.chat)
+            count = await state.text_named(asked.model).count_tokens(asked.chat)
         except (PromptError, MediaError) as error:
             raise places.relocated(error) from error
         return json_response({"input_tokens": count})

@@ -2,7 +2,7 @@
 
     GET  /health, /health/ready, /metrics       for those who run it
     GET  /openapi.json                          what the routes take and answer
-    GET  /v1/models, /v1/models/{id}            the one model that is served
+    GET  /v1/models, /v1/models/{id}            the models that are served
     POST /v1/chat/completions                   plain or streamed
     POST /v1/responses, /v1/messages            the same in the words of OpenAI's Responses, of Anthropic
     POST /v1/completions                        plain text, without a template
@@ -13,8 +13,9 @@ A request goes body -> request -> answer; every refusal, the router's too, has t
 Each dialect registers its own routes: `state.py` says how.
 """
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import Future
+from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
@@ -48,11 +49,18 @@ DIALECTS = (
     add_tokens,
     add_files,
 )
-_TOLD_TO_PAGES = ("x-request-id", "x-moonlet-repairs", "x-moonlet-cache", "retry-after")
+_TOLD_TO_PAGES = (
+    "x-request-id",
+    "x-moonlet-repairs",
+    "x-moonlet-cache",
+    "x-moonlet-cost",
+    "retry-after",
+)
 
 
 def create_app(
     provider: Provider | Future[Provider],
+    others: Sequence[Provider] = (),
     *,
     profile: Profile = OPEN,
     api_keys: Sequence[str] = (),
@@ -65,13 +73,15 @@ def create_app(
 ) -> FastAPI:
     """The API in front of `provider`, or of the one that is still being loaded: 503 until then.
 
+    others: providers of further models, each under its card's name; those that have an `aclose` are closed
+    by it when the server shuts down.
     With `api_keys` a request needs one of them. cors: the origins whose pages may ask, "*" for all.
     A stream that is silent for `keep_alive_s` sends a comment. files: where uploads are kept, by default
     as long as the process lives. Raises ConfigError for an unusable key.
     """
-    app = FastAPI(docs_url=None, redoc_url=None, redirect_slashes=False)
     state = State(
         provider,
+        others,
         profile=profile,
         keys=ApiKeys(api_keys),
         max_waiting=max_waiting,
@@ -80,6 +90,13 @@ def create_app(
         tracing=tracing,
         files=files,
     )
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncGenerator[None, None]:
+        yield
+        await state.aclose()
+
+    app = FastAPI(docs_url=None, redoc_url=None, redirect_slashes=False, lifespan=lifespan)
 
     async def refuse(request: Request, error: Exception) -> Response:
         return state.refusal(request.scope, error)

@@ -9,6 +9,8 @@ from starlette.datastructures import Headers
 from moonlet.errors import ConfigError
 from moonlet.server.errors import ApiError
 
+SHORT = 12  # hexadecimal digits
+
 
 class ApiKeys:
     """The keys that this server knows; without any, everybody may ask. Only their digests are kept."""
@@ -21,11 +23,14 @@ class ApiKeys:
                 raise ConfigError("an API key must be of visible ASCII characters, without spaces")
             self._digests.append(_digest(key))
 
-    def check(self, headers: Headers) -> None:
-        """Raises ApiError (401) unless `Authorization: Bearer` or `x-api-key` holds one of the keys."""
-        if not self._digests:
-            return
+    def check(self, headers: Headers) -> str | None:
+        """Who asks: the short digest of the key that was sent, None where none was and none is needed.
+
+        Raises ApiError (401) unless `Authorization: Bearer` or `x-api-key` holds one of the keys.
+        """
         sent = _sent(headers)
+        if not self._digests:
+            return None if sent is None else short_digest(sent)
         if sent is None:
             raise _refusal(
                 "this server wants an API key: send it as 'Authorization: Bearer KEY'",
@@ -40,6 +45,12 @@ class ApiKeys:
                 "incorrect_api_key_error",
                 "invalid_api_key",
             )
+        return digest.hex()[:SHORT]
+
+
+def short_digest(key: str) -> str:
+    """What a key is called where it must not be seen: the beginning of its SHA-256."""
+    return _digest(key).hex()[:SHORT]
 
 
 def _sent(headers: Headers) -> str | None:

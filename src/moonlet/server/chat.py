@@ -32,5 +32,5 @@ def add_chat(app: FastAPI, state: State) -> None:
             asked.shows_reasoning,
             state.profile.extras,
         )
-        events = state.named(asked.model).stream(asked.chat)
+        events = state.answer(request, asked.model, asked.chat)
         return Answer(state, events, encoder, stream=asked.stream, headers=asked.headers)

@@ -6,12 +6,11 @@ time, and a stream tells them as they come.
 
 import asyncio
 import codecs
-import dataclasses
 import math
 import time
 import uuid
 from collections.abc import AsyncGenerator, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fastapi import FastAPI
@@ -26,14 +25,15 @@ from moonlet.chat.provider import (
     TextProvider,
     TokenLogprob,
     Usage,
+    total_usage,
 )
 from moonlet.server.answer import Answer
 from moonlet.server.completions_in import CompletionRequest, parse_completion
 from moonlet.server.completions_schema import COMPLETION_ANSWER, COMPLETION_REQUEST
-from moonlet.server.encode import LEAST_LOGPROB, sse, total_usage, usage_object
+from moonlet.server.encode import LEAST_LOGPROB, sse, usage_object
 from moonlet.server.errors import ApiError
 from moonlet.server.openapi import operation
-from moonlet.server.state import State
+from moonlet.server.state import State, asked_by
 
 
 def add_completions(app: FastAPI, state: State) -> None:
@@ -46,6 +46,7 @@ def add_completions(app: FastAPI, state: State) -> None:
             return parse_completion(body, state.provider_for(body).card, state.profile)
 
         asked = await state.read(request, parse)
+        texts = [replace(text, asked_by=asked_by(request)) for text in asked.texts]
         encoder = CompletionEncoder(
             asked.model,
             asked.n,
@@ -53,7 +54,7 @@ def add_completions(app: FastAPI, state: State) -> None:
             asked.texts[0].logprobs is not None,
             state.profile.extras,
         )
-        events = continued(state.text_provider, asked)
+        events = continued(state.text_named(asked.model), replace(asked, texts=texts))
         return Answer(state, events, encoder, stream=asked.stream)
 
 
@@ -71,7 +72,7 @@ async def continued(
                 prompt = waiting.pop(step)
                 if event is not None:
                     waiting[asyncio.ensure_future(anext(streams[prompt], None))] = prompt
-                    yield dataclasses.replace(event, choice=event.choice + prompt * asked.n)
+                    yield replace(event, choice=event.choice + prompt * asked.n)
     finally:
         for step in waiting:
             step.cancel()
@@ -151,6 +152,7 @@ class CompletionEncoder:
             sum(usage.completion_tokens for usage in prompts),
             sum(usage.reasoning_tokens for usage in prompts),
             sum(usage.cached_tokens for usage in prompts),
+            cost=total_usage(prompts).cost,
         )
         return usage_object(total, self.extras)
 

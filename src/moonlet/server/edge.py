@@ -38,7 +38,7 @@ class Edge:
 
         try:
             if scope["path"] not in self.state.public:
-                self.state.keys.check(headers)
+                scope["state"]["asked_by"] = self.state.keys.check(headers)
             await self.app(scope, receive, send_with_id)
         except Exception as error:
             if started:

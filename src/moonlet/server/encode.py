@@ -26,6 +26,7 @@ from moonlet.chat.provider import (
     ToolCallEnd,
     ToolCallStart,
     Usage,
+    total_usage,
 )
 from moonlet.server.errors import ApiError
 
@@ -170,8 +171,12 @@ class ChatEncoder:
 
 
 def usage_object(usage: Usage, extras: bool = True) -> dict[str, Any]:
-    """Token counts; `cached_tokens` at the top is Kimi's spelling, the nested one OpenAI's."""
+    """Token counts; `cached_tokens` at the top is Kimi's spelling, the nested one OpenAI's.
+
+    `cost` is in US dollars, where the request has a price.
+    """
     kimi = {"cached_tokens": usage.cached_tokens} if extras else {}
+    cost = {"cost": usage.cost} if extras and usage.cost is not None else {}
     return {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
@@ -179,24 +184,8 @@ def usage_object(usage: Usage, extras: bool = True) -> dict[str, Any]:
         **kimi,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
         "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+        **cost,
     }
-
-
-def total_usage(usages: Iterable[Usage]) -> Usage:
-    """The usage of all choices of one request: the prompt they share counts once.
-
-    Of its cached tokens those count that came from an earlier request, not from another choice.
-    """
-    usages = list(usages)
-    first = min(usages, key=lambda usage: usage.cached_tokens)
-    return Usage(
-        first.prompt_tokens,
-        sum(usage.completion_tokens for usage in usages),
-        sum(usage.reasoning_tokens for usage in usages),
-        first.cached_tokens,
-        first.cached_disk_tokens,
-        first.cache_break,
-    )
 
 
 def logprobs_object(tokens: Iterable[TokenLogprob]) -> dict[str, Any]:

@@ -13,18 +13,31 @@
 | 408    | invalid_request_error        | request_timeout    | the body did not come in time          |
 | 413    | invalid_request_error        | body_too_large     | more bytes than the server accepts     |
 | 429    | engine_overloaded_error      |                    | too many requests wait; Retry-After says for how long to stay away |
+| 429    | rate_limit_reached_error     |                    | the same, said by the endpoint that was to answer |
+| 429    | exceeded_current_quota_error |                    | the budget of the API key is used up   |
 | 500    | server_error                 |                    | our fault; the log has the details, the answer has not |
+| 502    | server_error                 |                    | the endpoint that was to answer failed |
 | 503    | server_unavailable           |                    | the model is still being loaded, or could not be |
+| 504    | server_error                 |                    | the endpoint that was to answer took too long |
 
 Validation never answers 422: clients of this API know 400.
 """
 
 import logging
+import math
 from typing import Any
 
 from starlette.exceptions import HTTPException
 
-from moonlet.errors import EngineError, MediaError, MoonletError, NotSupportedError, PromptError
+from moonlet.errors import (
+    EngineError,
+    MediaError,
+    MoonletError,
+    NotSupportedError,
+    PromptError,
+    QuotaError,
+    UpstreamError,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +89,10 @@ def as_api_error(error: Exception) -> ApiError:
             return ApiError(error.message, error.param)
         case NotSupportedError():
             return ApiError(str(error))
+        case QuotaError():
+            return ApiError(str(error), status=429, kind="exceeded_current_quota_error")
+        case UpstreamError():
+            return _from_upstream(error)
         case HTTPException():
             return _from_http(error)
     logger.error("a request failed", exc_info=error)
@@ -84,6 +101,14 @@ def as_api_error(error: Exception) -> ApiError:
         str(error) if isinstance(error, EngineError) else "the server failed; its log says why"
     )
     return ApiError(message, status=500, kind="server_error")
+
+
+def _from_upstream(error: UpstreamError) -> ApiError:
+    """What another endpoint did; it is in the log where it was noticed."""
+    kind = "rate_limit_reached_error" if error.status == 429 else "server_error"
+    wait = error.retry_after_s
+    headers = {} if wait is None else {"Retry-After": str(math.ceil(wait))}
+    return ApiError(str(error), status=error.status, kind=kind, headers=headers)
 
 
 def _from_http(error: HTTPException) -> ApiError:

@@ -37,6 +37,7 @@ class Metrics:
         )
         self.prompt: Counter = make(Counter, "prompt_tokens", "Tokens of prompts")
         self.generated: Counter = make(Counter, "generation_tokens", "Tokens of answers")
+        self.cost: Counter = make(Counter, "cost_usd", "What requests cost that have a price")
         self.queries: Counter = make(
             Counter, "prefix_cache_queries", "Tokens of prompts that the prefix cache was asked for"
         )
@@ -77,6 +78,8 @@ class Metrics:
         self.prompt.labels(model).inc(usage.prompt_tokens)
         self.generated.labels(model).inc(usage.completion_tokens)
         self.queries.labels(model).inc(usage.prompt_tokens)
+        if usage.cost is not None:
+            self.cost.labels(model).inc(usage.cost)
         in_memory = max(usage.cached_tokens - usage.cached_disk_tokens, 0)
         self.hits.labels(model, "memory").inc(in_memory)
         self.hits.labels(model, "disk").inc(usage.cached_disk_tokens)

@@ -11,8 +11,9 @@ from moonlet.server.state import State, json_response
 def add_models(app: FastAPI, state: State) -> None:
     @app.get("/v1/models", **operation("The models that are served", MODELS))
     async def models() -> Response:
-        shown = model_object(state.provider.card, state.profile.extras)
-        return json_response({"object": "list", "data": [shown]})
+        extras = state.profile.extras
+        shown = [model_object(provider.card, extras) for provider in state.providers]
+        return json_response({"object": "list", "data": shown})
 
     @app.get("/v1/models/{name:path}", **operation("One of them", MODEL))
     async def model(name: str) -> Response:

@@ -62,8 +62,7 @@ def add_responses(app: FastAPI, state: State) -> None:
             asked.opaque_reasoning,
             keep=lambda response: store.put(response, asked.items) if asked.store else None,
         )
-        provider = state.named(asked.api.model)
-        events = asked.places.relocate(provider.stream(asked.api.chat))
+        events = asked.places.relocate(state.answer(request, asked.api.model, asked.api.chat))
         return Answer(state, events, encoder, stream=asked.api.stream, headers=asked.api.headers)
 
     @app.post(
@@ -73,7 +72,7 @@ def add_responses(app: FastAPI, state: State) -> None:
     async def input_tokens(request: Request) -> Response:
         asked = await read(request)
         try:
-            count = await state.text_provider.count_tokens(asked.api.chat)
+            count = await state.text_named(asked.api.model).count_tokens(asked.api.chat)
         except (PromptError, MediaError) as error:
             raise asked.places.relocated(error) from error
         return json_response({"object": "response.input_tokens", "input_tokens": count})

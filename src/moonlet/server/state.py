@@ -11,7 +11,7 @@ A dialect (chat completions, Responses, Anthropic messages, ...) is a file with 
                 return parse_message_request(body, state.provider_for(body).card, state.profile)
 
             asked = await state.read(request, parse)
-            events = state.provider.stream(asked.chat)
+            events = state.answer(request, asked.model, asked.chat)
             return Answer(state, events, MessageEncoder(...), stream=asked.stream, headers=asked.headers)
 
 `create_app` calls it. What is raised, before the route or in it, becomes the error object of the path.
@@ -19,15 +19,17 @@ A dialect (chat completions, Responses, Anthropic messages, ...) is a file with 
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Scope
 
-from moonlet.chat.provider import Provider, TextProvider
+from moonlet.chat.provider import ChatRequest, Event, Provider, TextProvider
 from moonlet.server.auth import ApiKeys
 from moonlet.server.body import BodyBudget, parse_object, read_body
 from moonlet.server.encode import to_json
@@ -48,7 +50,7 @@ T = TypeVar("T")
 
 
 class State:
-    """One server. `loading` is the provider, or the promise of one.
+    """One server. `loading` is the provider, or the promise of one; `others` answer beside it, from the start.
 
     error_bodies: path prefix -> how errors are told there, where not as OpenAI tells them. public: the
     paths that need no API key.
@@ -57,6 +59,7 @@ class State:
     def __init__(
         self,
         loading: Provider | Future[Provider],
+        others: Sequence[Provider] = (),
         *,
         profile: Profile = OPEN,
         keys: ApiKeys | None = None,
@@ -67,6 +70,7 @@ class State:
         files: FileStore | None = None,
     ) -> None:
         self.loading = loading
+        self.others = tuple(others)
         self.profile = profile
         self.keys = keys or ApiKeys()
         self.keep_alive_s = keep_alive_s
@@ -79,7 +83,7 @@ class State:
 
     @property
     def provider(self) -> Provider:
-        """Who answers. Raises ApiError (503) as long as it is being loaded."""
+        """The first of those who answer. Raises ApiError (503) as long as it is being loaded."""
         if not isinstance(self.loading, Future):
             return self.loading
         if not self.loading.done():
@@ -89,30 +93,57 @@ class State:
         return self.loading.result()
 
     @property
-    def text_provider(self) -> TextProvider:
-        """The same, where plain text and counts are needed. Raises ApiError (400) if it has none."""
-        provider = self.provider
-        if not hasattr(provider, "complete"):
-            raise ApiError(f"{provider.card.id} takes conversations only, no plain text")
-        return provider  # pyright: ignore[reportReturnType]
+    def providers(self) -> list[Provider]:
+        """All who can answer now. Raises ApiError (503) where nobody can yet."""
+        try:
+            return [self.provider, *self.others]
+        except ApiError:
+            if not self.others:
+                raise
+            return [*self.others]
 
     def provider_for(self, body: dict[str, Any]) -> Provider:
         """Who answers as the `model` of `body`. Raises ApiError: 400 without a name, 404 for another."""
         return self.named(text(body, "model", required=True) or "")
 
     def named(self, model: str) -> Provider:
-        """Who answers as that model. Raises ApiError (404)."""
-        provider = self.provider
-        if model != provider.card.id:
+        """Who answers as that model. Raises ApiError: 404, or 503 if it may be the one that is loaded."""
+        for provider in self.others:
+            if provider.card.id == model:
+                return provider
+        if self.provider.card.id == model:
+            return self.provider
+        names = ", ".join(repr(provider.card.id) for provider in self.providers)
+        raise ApiError(
+            f"Not found the model {model[:200]} or Permission denied: this server has {names}",
+            "model",
+            status=404,
+            kind="resource_not_found_error",
+            code="model_not_found",
+        )
+
+    def text_named(self, model: str) -> TextProvider:
+        """The same, where plain text and counts are needed. Raises ApiError (400) if it has none."""
+        provider = self.named(model)
+        if not hasattr(provider, "complete"):
             raise ApiError(
-                f"Not found the model {model[:200]} or Permission denied: "
-                f"this server has {provider.card.id!r}",
+                f"the model {model!r} takes conversations only, no plain text, and does not count tokens",
                 "model",
-                status=404,
-                kind="resource_not_found_error",
-                code="model_not_found",
             )
-        return provider
+        return provider  # pyright: ignore[reportReturnType]
+
+    def answer(
+        self, request: Request, model: str, chat: ChatRequest
+    ) -> AsyncGenerator[Event, None]:
+        """The events of the answer of `model`, on the account of who sent `request`. Raises as `named`."""
+        return self.named(model).stream(replace(chat, asked_by=asked_by(request)))
+
+    async def aclose(self) -> None:
+        """Ends what providers keep open in this event loop, for those that do."""
+        with suppress(ApiError):
+            for provider in self.providers:
+                if close := getattr(provider, "aclose", None):
+                    await close()
 
     async def read(self, request: Request, parse: Callable[[dict[str, Any]], T]) -> T:
         """What `parse` makes of the JSON object in the body, off the event loop if the body is large.
@@ -148,6 +179,11 @@ class State:
         except ApiError:
             return {}
         return stats() if stats else {}
+
+
+def asked_by(request: Request) -> str | None:
+    """The digest of the API key that `request` was sent with."""
+    return request.scope.get("state", {}).get("asked_by")
 
 
 def json_response(

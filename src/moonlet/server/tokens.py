@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
-from moonlet.chat.provider import ChatRequest
+from moonlet.chat.provider import TextProvider
 from moonlet.server.chat_schema import CHAT_REQUEST
 from moonlet.server.completions_in import token_ids
 from moonlet.server.completions_schema import IDS
@@ -27,7 +27,7 @@ from moonlet.server.openapi import (
     optional,
     request_schema,
 )
-from moonlet.server.request import parse_request
+from moonlet.server.request import ApiRequest, parse_request
 from moonlet.server.state import State, json_response
 
 _ESTIMATE = obj(("data",), data=obj(("total_tokens",), total_tokens=COUNT))
@@ -49,17 +49,19 @@ def add_tokens(app: FastAPI, state: State) -> None:
         **operation("Count the tokens of a conversation", _ESTIMATE, CHAT_REQUEST),
     )
     async def estimate(request: Request) -> Response:
-        def parse(body: dict[str, Any]) -> ChatRequest:
-            return parse_request(body, state.provider_for(body).card, state.profile).chat
+        def parse(body: dict[str, Any]) -> ApiRequest:
+            return parse_request(body, state.provider_for(body).card, state.profile)
 
-        chat = await state.read(request, parse)
-        count = await state.text_provider.count_tokens(chat)
+        asked = await state.read(request, parse)
+        count = await state.text_named(asked.model).count_tokens(asked.chat)
         return json_response({"data": {"total_tokens": count}})
 
-    def checked(body: dict[str, Any]) -> dict[str, Any]:
+    def provider_of(body: dict[str, Any]) -> TextProvider:
         """vLLM lets the model out; a wrong one is refused all the same."""
-        if text(body, "model") is not None:
-            state.provider_for(body)
+        return state.text_named(text(body, "model") or state.provider.card.id)
+
+    def checked(body: dict[str, Any]) -> dict[str, Any]:
+        provider_of(body)
         return body
 
     @app.post("/tokenize", **operation("Plain text as token ids", _TOKENIZED, _TOKENIZE_REQUEST))
@@ -73,7 +75,7 @@ def add_tokens(app: FastAPI, state: State) -> None:
             )
         prompt = text(body, "prompt", required=True) or ""
         with_texts = boolean(body, "return_token_strs")
-        provider = state.text_provider
+        provider = provider_of(body)
 
         def work() -> tuple[list[int], list[str] | None]:
             ids = provider.tokenize(prompt)
@@ -90,6 +92,4 @@ def add_tokens(app: FastAPI, state: State) -> None:
     async def detokenize(request: Request) -> Response:
         body = await state.read(request, checked)
         ids = token_ids(body.get("tokens"), "tokens")
-        return json_response(
-            {"prompt": await asyncio.to_thread(state.text_provider.detokenize, ids)}
-        )
+        return json_response({"prompt": await asyncio.to_thread(provider_of(body).detokenize, ids)})

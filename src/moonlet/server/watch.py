@@ -12,9 +12,8 @@ from typing import Any, Protocol
 
 from starlette.types import Scope
 
-from moonlet.chat.provider import Event, Finish, Usage
-from moonlet.errors import MediaError, PromptError
-from moonlet.server.encode import total_usage
+from moonlet.chat.provider import Event, Finish, Usage, total_usage
+from moonlet.errors import MediaError, PromptError, QuotaError
 from moonlet.server.errors import ApiError
 from moonlet.server.metrics import Metrics
 
@@ -73,7 +72,7 @@ class Watch:
         except (GeneratorExit, asyncio.CancelledError) as gone:
             request.end("abort", gone)
             raise
-        except (ApiError, PromptError, MediaError) as refusal:
+        except (ApiError, PromptError, MediaError, QuotaError) as refusal:
             request.end(None, refusal)  # the client's error, which is counted as a refusal
             raise
         except Exception as error:
