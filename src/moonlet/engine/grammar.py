@@ -31,7 +31,7 @@ from moonlet.engine.guide import Guide, only
 from moonlet.engine.schema import MAX_BYTES, prepare
 from moonlet.errors import EngineError, PromptError
 
-_MAX_CACHED = 160  # more than the tools of one request, or each would drive out the next
+_MAX_CACHED = 64  # a hostile one holds 30 MB, an ordinary one is compiled again in a millisecond
 _MAX_TOOLS_BYTES = 2 * MAX_BYTES  # of all tools of one request: a few seconds of compiling
 # Steps of the defaults times ten: 3,000 optional properties are a row of 12,000 items. A character of a string
 # with a maxLength takes nine states of some 300 bytes, which are kept as long as the schema is.
