@@ -97,13 +97,13 @@ def test_events_arrive_as_soon_as_they_can() -> None:
         [ToolCallDelta(0, "}")],
         [ToolCallEnd(0)],
     ]
-    assert parser.finish("stop", 7, 5) == [Finish("tool_calls", Usage(7, 23, 1, 5))]
+    assert parser.finish("stop", Usage(7, 0, 0, 5)) == [Finish("tool_calls", Usage(7, 23, 1, 5))]
 
 
 def test_the_usage_tells_where_the_prompt_came_from() -> None:
     parser = OutputParser(TOKENIZER, False)
     wanted = Usage(9, 0, 0, 7, 3, "system")
-    assert parser.finish("length", 9, 7, 3, "system") == [Finish("length", wanted)]
+    assert parser.finish("length", Usage(9, 0, 0, 7, 3, "system")) == [Finish("length", wanted)]
 
 
 def test_a_cut_call_is_streamed_but_has_no_end() -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from moonlet.chat.plain import PlainParser
-from moonlet.chat.provider import Finish, TextDelta
+from moonlet.chat.provider import Finish, TextDelta, Usage
 from moonlet.chat.tokenizer import BYTE_TOKENS, Tokenizer
 
 TOKENIZER = Tokenizer(BYTE_TOKENS)
@@ -17,7 +17,7 @@ def run(
     if special_after is not None:
         ids.insert(special_after, next(iter(TOKENIZER.special_text)))
     events = [event for token in ids for event in parser.push(token)]
-    events += parser.finish("length", prompt_tokens=3, cached_tokens=1)
+    events += parser.finish("length", Usage(3, 0, 0, 1))
     assert all(event.choice == 2 for event in events)
     finish = events[-1]
     assert isinstance(finish, Finish)

@@ -53,7 +53,7 @@ def parsed(tokens: list[int]) -> tuple[str, list[tuple[str, str, str]]]:
     """The text and the calls (id, name, arguments) that the parser finds."""
     parser = OutputParser(TOKENIZER, False, (), TOOLS)
     events = [event for token in tokens for event in parser.push(token)]
-    events += parser.finish("stop", 0)
+    events += parser.finish("stop")
     assert isinstance(events[-1], Finish)
     starts = [event for event in events if isinstance(event, ToolCallStart)]
     arguments = [
@@ -193,6 +193,23 @@ def test_nothing_to_call(tools: list[dict[str, Any]], name: str | None) -> None:
     with pytest.raises(PromptError, match="none such is declared") as caught:
         COMPILER.calls(tools, name)
     assert caught.value.param == "tool_choice"
+
+
+def test_a_schema_is_found_where_the_request_has_it() -> None:
+    tools = [*TOOLS, tool("bad", {"type": "object", "not": {}})]
+    for only in (None, "bad"):
+        with pytest.raises(PromptError, match="'not' is not supported") as caught:
+            COMPILER.calls(tools, only)
+        assert caught.value.param == f"tools[{len(TOOLS)}].function.parameters"
+
+
+def test_all_schemas_of_a_request_have_a_limit() -> None:
+    large = obj({f"property {i}": {"const": "x" * 50} for i in range(1000)})
+    tools = [tool(f"f{i}", large) for i in range(4)]
+    with pytest.raises(PromptError, match="262144 bytes together") as caught:
+        COMPILER.strict_calls(tools)
+    assert caught.value.param == "tools"
+    COMPILER.strict_calls([tool(f"f{i}", large, strict=False) for i in range(4)])
 
 
 def test_masks_are_as_wide_as_the_model() -> None:

@@ -289,5 +289,6 @@ def test_large_schemas_take_their_steps(schema: dict[str, Any]) -> None:
 def test_a_grammar_that_becomes_too_complex_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grammar, "_LIMITS", LLParserLimits(max_lexer_states=1000))
     guide = COMPILER.schema({"type": "string", "maxLength": 5001})
-    with pytest.raises(EngineError, match="cannot go on: lexer error: too many states"):
+    with pytest.raises(PromptError, match="cannot go on: lexer error: too many states") as caught:
         takes(guide, '"' + "ab" * 500)
+    assert caught.value.param == "response_format"

@@ -20,6 +20,7 @@ from moonlet.chat.provider import (
     ModelCard,
     ReasoningDelta,
     Sampling,
+    Started,
     TextDelta,
     collect,
 )
@@ -221,7 +222,9 @@ def test_events_arrive_token_by_token(folder: Path) -> None:
         return [event async for event in provider.stream(request())]
 
     got = asyncio.run(events())
-    assert got[:-1] == [ReasoningDelta("a"), ReasoningDelta("b"), TextDelta("c"), TextDelta("d")]
+    started, *told, _ = got
+    assert started == Started(1 + 4 + 1 + 2 + 1 + 1 + 9 + 1 + 1)
+    assert told == [ReasoningDelta("a"), ReasoningDelta("b"), TextDelta("c"), TextDelta("d")]
     assert got[-1].reason == "length"
 
 

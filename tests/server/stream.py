@@ -1,4 +1,4 @@
-"""Server-sent events taken apart, and scripts of events at random."""
+"""Server-sent events taken apart, and scripts of events: one for everybody, and others at random."""
 
 import json
 from typing import Any
@@ -15,6 +15,15 @@ from moonlet.chat.provider import (
     ToolCallStart,
     Usage,
 )
+
+# What a model says that thinks first, with the numbers that come of it.
+ANSWER: list[Event] = [
+    ReasoningDelta("7+5=12, "),
+    ReasoningDelta("carry 1."),
+    TextDelta("It is "),
+    TextDelta("632."),
+    Finish("stop", Usage(10, 9, 5, cached_tokens=4)),
+]
 
 
 def told(raw: bytes) -> list[Any]:

@@ -19,6 +19,7 @@ from moonlet.chat.provider import (
     Event,
     Finish,
     ReasoningDelta,
+    Started,
     TextDelta,
     ToolCallDelta,
     ToolCallEnd,
@@ -33,17 +34,10 @@ from moonlet.server.anthropic_out import MessageEncoder, error_body
 from moonlet.server.errors import ApiError
 from moonlet.server.request import parse_request
 from tests.server.running import WAIT_S, Running, serving
-from tests.server.stream import scripts, told
+from tests.server.stream import ANSWER, scripts, told
 
 HELLO: Any = [{"role": "user", "content": "347+285?"}]
 ASKED: Any = {"model": "fake", "max_tokens": 99, "messages": HELLO}
-ANSWER: list[Event] = [
-    ReasoningDelta("7+5=12, "),
-    ReasoningDelta("carry 1."),
-    TextDelta("It is "),
-    TextDelta("632."),
-    Finish("stop", Usage(10, 9, 5, cached_tokens=4)),
-]
 CALLS: list[Event] = [
     ReasoningDelta("Look."),
     TextDelta("Let me look."),
@@ -67,12 +61,6 @@ TOOL: Any = {
 @pytest.fixture(scope="module")
 def provider() -> FakeProvider:
     return FakeProvider(ANSWER)
-
-
-@pytest.fixture(scope="module")
-def server(provider: FakeProvider) -> Iterator[Running]:
-    with serving(create_app(provider)) as running:
-        yield running
 
 
 def client_of(server: Running, path: str = "") -> Anthropic:
@@ -137,6 +125,23 @@ def test_the_stream_has_every_event_in_its_place(server: Running) -> None:
         "message_delta",
         "message_stop",
     ]
+
+
+def test_the_prompt_is_counted_before_the_answer_comes() -> None:
+    """What the cache spared is known at the end only, where it is told."""
+    gate = asyncio.Event()
+    with (
+        serving(create_app(FakeProvider([Started(10), gate, *ANSWER]))) as server,
+        client_of(server) as client,
+        client.messages.create(**ASKED, stream=True) as stream,
+    ):
+        events = iter(stream)
+        first = next(events)
+        assert first.type == "message_start"
+        assert (first.message.usage.input_tokens, first.message.usage.output_tokens) == (10, 0)
+        server.loop.call_soon_threadsafe(gate.set)
+        [last] = [event for event in events if event.type == "message_delta"]
+    assert (last.usage.input_tokens, last.usage.cache_read_input_tokens) == (6, 4)
 
 
 def test_the_clients_own_collector_agrees(client: Anthropic) -> None:

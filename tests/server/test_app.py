@@ -5,7 +5,6 @@ import json
 import socket
 import threading
 import urllib.request
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,7 +15,7 @@ from openai import OpenAI
 from moonlet.chat.fake import CARD, FakeProvider, broken, says
 from moonlet.chat.provider import (
     Finish,
-    ReasoningDelta,
+    Started,
     TextDelta,
     ToolCallDelta,
     ToolCallStart,
@@ -26,15 +25,9 @@ from moonlet.errors import MediaError, PromptError
 from moonlet.server import create_app
 from moonlet.server.request import parse_request
 from tests.server.running import WAIT_S, Running, serving
+from tests.server.stream import ANSWER
 
 HELLO: Any = [{"role": "user", "content": "347+285?"}]
-THOUGHT = [
-    ReasoningDelta("7+5=12, "),
-    ReasoningDelta("carry 1."),
-    TextDelta("It is "),
-    TextDelta("632."),
-    Finish("stop", Usage(10, 9, 5, cached_tokens=4)),
-]
 CALLS = [
     TextDelta("Let me look."),
     ToolCallStart(0, "functions.weather:0", "weather"),
@@ -47,20 +40,8 @@ CALLS = [
 
 
 @pytest.fixture(scope="module")
-def thinker() -> FakeProvider:
-    return FakeProvider(THOUGHT)
-
-
-@pytest.fixture(scope="module")
-def server(thinker: FakeProvider) -> Iterator[Running]:
-    with serving(create_app(thinker)) as running:
-        yield running
-
-
-@pytest.fixture
-def client(server: Running) -> Iterator[OpenAI]:
-    with server.client() as client:
-        yield client
+def provider() -> FakeProvider:
+    return FakeProvider(ANSWER)
 
 
 def test_health_and_models(server: Running, client: OpenAI) -> None:
@@ -159,7 +140,7 @@ def test_tool_calls_plain_and_streamed_agree() -> None:
     assert calls[0] == ["functions.weather:0", "weather", '{"city": "Lisboa"}']
 
 
-def test_the_request_reaches_the_provider(client: OpenAI, thinker: FakeProvider) -> None:
+def test_the_request_reaches_the_provider(client: OpenAI, provider: FakeProvider) -> None:
     client.chat.completions.create(
         model="fake",
         messages=HELLO,
@@ -170,7 +151,7 @@ def test_the_request_reaches_the_provider(client: OpenAI, thinker: FakeProvider)
         max_tokens=7,
         extra_body={"top_k": -1, "thinking": {"type": "disabled", "keep": "all"}, "x": 1},
     )
-    asked = thinker.requests[-1]
+    asked = provider.requests[-1]
     assert asked.messages[0].text == "347+285?"
     assert (asked.sampling.temperature, asked.sampling.top_p, asked.sampling.top_k) == (
         0.25,
@@ -301,6 +282,43 @@ def test_silence_is_filled_with_comments() -> None:
             rest = [line for line in lines if line.startswith("data")]
     assert rest[-1] == "data: [DONE]"
     assert '"late"' in rest[1]
+
+
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        ("/v1/chat/completions", {"messages": HELLO}),
+        ("/v1/responses", {"input": "hi"}),
+        ("/v1/completions", {"prompt": "hi"}),
+    ],
+)
+def test_the_head_of_a_stream_does_not_wait_for_the_prompt_to_be_computed(
+    path: str, asked: dict[str, Any]
+) -> None:
+    """Clients that wait for a head only so long outlive a prompt that takes minutes."""
+    gate = asyncio.Event()
+    provider = FakeProvider([Started(7), gate, *says("late")])
+    body = {"model": "fake", "stream": True, **asked}
+    with serving(create_app(provider)) as server:
+        request = urllib.request.Request(f"{server.url}{path}", json.dumps(body).encode())
+        with urllib.request.urlopen(request, timeout=WAIT_S) as response:
+            assert response.headers["content-type"].startswith("text/event-stream")
+            watch = server.app.state.moonlet.watch
+            assert (watch.waiting, watch.running) == (1, 0)  # for its first token
+            server.loop.call_soon_threadsafe(gate.set)
+            assert b"late" in response.read()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_failure_before_the_first_token(stream: bool) -> None:
+    """Of a stream that began it is told inside; a plain answer still has its status."""
+    with (
+        serving(create_app(FakeProvider([Started(7), broken("the cache is full")]))) as server,
+        server.client() as client,
+        pytest.raises(openai.APIError, match="the cache is full") as caught,
+    ):
+        list(client.chat.completions.create(model="fake", messages=HELLO, stream=stream))
+    assert isinstance(caught.value, openai.InternalServerError) is not stream
 
 
 def test_a_late_refusal_travels_in_the_stream_once_comments_have_gone_out() -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import openai
@@ -23,7 +23,7 @@ from moonlet.server.completions import CompletionEncoder, continued
 from moonlet.server.completions_in import MAX_CHOICES, CompletionRequest, parse_completion
 from moonlet.server.errors import ApiError
 from moonlet.server.profiles import OPEN
-from tests.server.running import WAIT_S, Running, serving
+from tests.server.running import WAIT_S, serving
 
 SCRIPT: list[Event] = [
     TextDelta(" there", logprobs=(TokenLogprob(b" there", -0.5, ((b" there", -0.5),)),)),
@@ -52,18 +52,6 @@ class Echo(FakeProvider):
 @pytest.fixture(scope="module")
 def provider() -> FakeProvider:
     return FakeProvider(SCRIPT)
-
-
-@pytest.fixture(scope="module")
-def server(provider: FakeProvider) -> Iterator[Running]:
-    with serving(create_app(provider)) as running:
-        yield running
-
-
-@pytest.fixture
-def client(server: Running) -> Iterator[OpenAI]:
-    with server.client() as client:
-        yield client
 
 
 def parsed(**fields: Any) -> CompletionRequest:

@@ -253,20 +253,39 @@ def fetch_metrics(app: FastAPI) -> str:
     return app.state.moonlet.metrics.text().decode()
 
 
-def test_large_bodies_share_what_memory_there_is() -> None:
+def test_large_bodies_share_what_memory_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moonlet.server.body.SMALL_BODY_BYTES", 5)
     budget = BodyBudget(100, 2)
-    with budget.share() as one, budget.share() as two:
-        one.take(100)
-        two.take(60)
-        with budget.share() as three, pytest.raises(ApiError, match="too many large") as caught:
-            three.take(41)
-        assert caught.value.status == 429
-        two.take(40)
+    one, two, three = {}, {}, {}
+    budget.take(100, one)
+    budget.take(60, two)
+    with pytest.raises(ApiError, match="too many large") as caught:
+        budget.take(41, three)
+    assert caught.value.status == 429
+    budget.take(40, two)
+    budget.take(5, three)  # a small one finds room whatever the others take
+    for scope in (one, two, three):
+        budget.give_back(scope)
     assert budget.held == 0
 
 
+def test_a_body_counts_until_its_request_is_answered() -> None:
+    gate = asyncio.Event()
+    provider = FakeProvider([gate, *says("ok")])
+    with serving(create_app(provider)) as server:
+        bodies = server.app.state.moonlet.bodies
+        thread = threading.Thread(target=fetch, args=(server, "/v1/chat/completions", BODY))
+        thread.start()
+        server.wait(until(lambda: provider.requests))
+        assert bodies.held == len(json.dumps(BODY))
+        server.loop.call_soon_threadsafe(gate.set)
+        thread.join(WAIT_S)
+        assert fetch(server, "/v1/chat/completions", {"model": 3})[0] == 400
+        server.wait(until(lambda: bodies.held == 0))
+
+
 def test_a_body_that_never_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moonlet.server.body.PATIENCE_S", 0.02)
+    monkeypatch.setattr("moonlet.server.body.GRACE_S", 0.02)
     sent: list[Any] = []
     given = [{"type": "http.request", "body": b"{", "more_body": True}]
 

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import openai
@@ -34,16 +33,9 @@ from moonlet.server.request import parse_request
 from moonlet.server.responses_in import to_chat
 from moonlet.server.responses_out import ResponsesEncoder
 from moonlet.server.responses_store import ResponseStore, StoreLimits, weigh
-from tests.server.running import Running, serving
-from tests.server.stream import scripts, told
+from tests.server.running import serving
+from tests.server.stream import ANSWER, scripts, told
 
-ANSWER: list[Event] = [
-    ReasoningDelta("7+5=12, "),
-    ReasoningDelta("carry 1."),
-    TextDelta("It is "),
-    TextDelta("632."),
-    Finish("stop", Usage(10, 9, 5, cached_tokens=4)),
-]
 CALLS: list[Event] = [
     ReasoningDelta("Look."),
     ToolCallStart(0, "functions.weather:0", "weather"),
@@ -67,18 +59,6 @@ WEATHER: Any = {
 @pytest.fixture(scope="module")
 def provider() -> FakeProvider:
     return FakeProvider(ANSWER)
-
-
-@pytest.fixture(scope="module")
-def server(provider: FakeProvider) -> Iterator[Running]:
-    with serving(create_app(provider)) as running:
-        yield running
-
-
-@pytest.fixture
-def client(server: Running) -> Iterator[OpenAI]:
-    with server.client() as client:
-        yield client
 
 
 def chat(**fields: Any) -> ChatRequest:

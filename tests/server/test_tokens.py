@@ -1,7 +1,6 @@
 """Counting and tokenizing without an answer."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,15 +9,15 @@ from moonlet.chat.fake import FakeProvider
 from moonlet.chat.provider import Finish, Usage
 from moonlet.errors import MediaError
 from moonlet.server import create_app
+from moonlet.server.profiles import OPENAI
 from tests.server.running import Running, serving
 
 CHAT: dict[str, Any] = {"model": "fake", "messages": [{"role": "user", "content": "hi"}]}
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Running]:
-    with serving(create_app(FakeProvider([Finish("stop", Usage(7, 1, 0))]))) as running:
-        yield running
+def provider() -> FakeProvider:
+    return FakeProvider([Finish("stop", Usage(7, 1, 0))])
 
 
 def post(server: Running, path: str, body: dict[str, Any]) -> tuple[int, Any]:
@@ -64,12 +63,29 @@ def test_there_and_back(server: Running) -> None:
     assert post(server, "/detokenize", {"tokens": []}) == (200, {"prompt": ""})
 
 
+def test_the_prompt_of_a_chat_as_tokens(server: Running) -> None:
+    for more in ({}, {"model": "fake", "add_generation_prompt": True}):
+        status, told = post(server, "/tokenize", {"messages": CHAT["messages"], **more})
+        assert (status, told["count"], told["tokens"]) == (200, 7, [0] * 7)
+    with serving(
+        create_app(FakeProvider([Finish("stop", Usage(7, 1, 0))]), profile=OPENAI)
+    ) as other:
+        body = {"messages": CHAT["messages"], "return_token_strs": True}
+        assert post(other, "/tokenize", body)[1]["token_strs"] == ["\0"] * 7
+
+
 @pytest.mark.parametrize(
     ("path", "body", "param"),
     [
         ("/tokenize", {}, "prompt"),
         ("/tokenize", {"prompt": 3}, "prompt"),
-        ("/tokenize", {"messages": CHAT["messages"]}, "messages"),
+        ("/tokenize", {"messages": []}, "messages"),
+        ("/tokenize", {"messages": CHAT["messages"], "tools": 3}, "tools"),
+        (
+            "/tokenize",
+            {"messages": CHAT["messages"], "add_generation_prompt": False},
+            "add_generation_prompt",
+        ),
         ("/tokenize", {"prompt": "a", "return_token_strs": 1}, "return_token_strs"),
         ("/detokenize", {}, "tokens"),
         ("/detokenize", {"tokens": "a"}, "tokens"),

@@ -50,6 +50,10 @@ class FakeProvider:
         self.texts.append(request)
         return self._play()
 
+    async def prompt_ids(self, request: ChatRequest) -> list[int]:
+        """As many as the script says, all alike."""
+        return [0] * await self.count_tokens(request)
+
     async def count_tokens(self, request: ChatRequest) -> int:
         """What the script says, as for every request. Raises what the script raises."""
         self.requests.append(request)

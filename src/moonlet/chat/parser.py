@@ -27,6 +27,7 @@ from typing import Any, Literal
 from moonlet.chat.calls import Calls, Declared
 from moonlet.chat.held import BLANKS, HeldText
 from moonlet.chat.provider import (
+    UNKNOWN_PROMPT,
     Event,
     Finish,
     FinishReason,
@@ -107,14 +108,9 @@ class OutputParser:
         return self._of_choice(self._text(self._stream.push(token_id), logprob))
 
     def finish(
-        self,
-        reason: Literal["stop", "length"],
-        prompt_tokens: int = 0,
-        cached_tokens: int = 0,
-        cached_disk_tokens: int = 0,
-        cache_break: str | None = None,
+        self, reason: Literal["stop", "length"], prompt: Usage = UNKNOWN_PROMPT
     ) -> list[Event]:
-        """What was held back, then Finish. What is told of the prompt goes into its usage."""
+        """What was held back, then Finish, whose usage is that of the prompt and the answer's tokens."""
         events: list[Event] = []
         if not self.stopped:
             events += self._text(self._stream.flush())
@@ -127,10 +123,11 @@ class OutputParser:
                 events += self._calls.close()
         ended = "stop" if self.stopped else reason
         final: FinishReason = "tool_calls" if ended == "stop" and self._calls.count else ended
-        usage = Usage(
-            prompt_tokens, self._completion_tokens, self._reasoning_tokens, cached_tokens,
-            cached_disk_tokens, cache_break,
-        )  # fmt: skip
+        usage = replace(
+            prompt,
+            completion_tokens=self._completion_tokens,
+            reasoning_tokens=self._reasoning_tokens,
+        )
         return self._of_choice([*events, Finish(final, usage, stop=self._content.met)])
 
     def _text(self, text: str, logprob: TokenLogprob | None = None) -> list[Event]:

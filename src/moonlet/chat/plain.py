@@ -1,10 +1,18 @@
 """Generated token ids to events where no template is spoken: text as it comes, up to a stop string."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 from moonlet.chat.held import HeldText
-from moonlet.chat.provider import Event, Finish, TextDelta, TokenLogprob, Usage
+from moonlet.chat.provider import (
+    UNKNOWN_PROMPT,
+    Event,
+    Finish,
+    TextDelta,
+    TokenLogprob,
+    Usage,
+)
 from moonlet.chat.tokenizer import TextStream, Tokenizer
 
 
@@ -32,21 +40,14 @@ class PlainParser:
         return self._text(self._stream.push(token_id), logprob)
 
     def finish(
-        self,
-        reason: Literal["stop", "length"],
-        prompt_tokens: int = 0,
-        cached_tokens: int = 0,
-        cached_disk_tokens: int = 0,
-        cache_break: str | None = None,
+        self, reason: Literal["stop", "length"], prompt: Usage = UNKNOWN_PROMPT
     ) -> list[Event]:
-        """What was held back, then Finish."""
+        """What was held back, then Finish, whose usage is that of the prompt and the answer's tokens."""
         events: list[Event] = []
         if not self.stopped:
             events += self._text(self._stream.flush())
             events += self._delta(self._held.release())
-        usage = Usage(
-            prompt_tokens, self._completion_tokens, 0, cached_tokens, cached_disk_tokens, cache_break
-        )  # fmt: skip
+        usage = replace(prompt, completion_tokens=self._completion_tokens)
         ended = "stop" if self.stopped else reason
         return [*events, Finish(ended, usage, self._choice, self._held.met)]
 

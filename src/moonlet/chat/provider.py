@@ -1,6 +1,7 @@
 """The seam between those who ask (server, agents, evals) and those who answer (engine, gateway).
 
-A provider turns one ChatRequest into a stream of events. Of each choice, in this order:
+A provider turns one ChatRequest into a stream of events: Started, if it knows the prompt before the answer
+comes, and then of each choice, in this order:
 
     ReasoningDelta*  TextDelta*  (ToolCallStart ToolCallDelta* ToolCallEnd)*  Finish
 
@@ -71,7 +72,7 @@ class ChatRequest:
 
 @dataclass(frozen=True)
 class TextRequest:
-    """Plain text to continue, or token ids; no template, no parser."""
+    """Plain text to continue, or token ids; no template, no parser. What spells a special token is one."""
 
     prompt: str | list[int]
     sampling: Sampling = Sampling()
@@ -116,6 +117,9 @@ def total_usage(usages: Iterable[Usage]) -> Usage:
     )
 
 
+UNKNOWN_PROMPT = Usage(0, 0, 0)  # of which nothing is told
+
+
 @dataclass(frozen=True)
 class TokenLogprob:
     """A token as bytes, its natural logarithm of probability, and the likeliest alternatives."""
@@ -123,6 +127,14 @@ class TokenLogprob:
     token: bytes
     logprob: float
     top: tuple[tuple[bytes, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Started:
+    """The prompt can be used and has so many tokens; from here on only the engine can fail."""
+
+    prompt_tokens: int
+    choice: int = 0
 
 
 @dataclass(frozen=True)
@@ -179,7 +191,7 @@ class Finish:
     stop: str | None = None
 
 
-Event = ReasoningDelta | TextDelta | ToolCallStart | ToolCallDelta | ToolCallEnd | Finish
+Event = Started | ReasoningDelta | TextDelta | ToolCallStart | ToolCallDelta | ToolCallEnd | Finish
 
 
 @dataclass(frozen=True)
@@ -223,8 +235,12 @@ class TextProvider(Provider, Protocol):
         """Tokens of the prompt, exactly `usage.prompt_tokens` of the answer. Raises as `stream` does."""
         ...
 
+    async def prompt_ids(self, request: ChatRequest) -> list[int]:
+        """The same tokens themselves."""
+        ...
+
     def tokenize(self, text: str) -> list[int]:
-        """Plain text as token ids; what looks like a special token is text too."""
+        """Plain text as token ids; what looks like a special token is text too. Raises PromptError."""
         ...
 
     def detokenize(self, token_ids: list[int]) -> str:

@@ -27,6 +27,9 @@ Style = Literal["k2.5", "k2-thinking", "k2"]
 STYLES: tuple[Style, ...] = ("k2.5", "k2-thinking", "k2")
 DEFAULT_SYSTEM = "You are Kimi, an AI assistant created by Moonshot AI."
 MEDIA_PAD = "<|media_pad|>"
+MAX_PROMPT_TOKENS = (
+    2**20
+)  # four times the context of Kimi K2.5; 100 MB of text are some 30 times that
 _ROLE_TOKEN = {"user": "<|im_user|>", "assistant": "<|im_assistant|>"}
 
 
@@ -245,7 +248,7 @@ def media_segments(opened: Opened) -> list[Segment]:
 
 
 def encode_segments(segments: Iterable[Segment], tokenizer: Tokenizer) -> Prompt:
-    """Segments as a prompt; neighbouring plain texts are encoded as one."""
+    """Segments as a prompt; neighbouring plain texts are encoded as one. Raises PromptError."""
     ids: list[int] = []
     media: list[MediaItem] = []
     text: list[str] = []
@@ -255,7 +258,7 @@ def encode_segments(segments: Iterable[Segment], tokenizer: Tokenizer) -> Prompt
             case Mark():
                 marks.append((len(ids), segment.kind))
             case str():
-                ids += tokenizer.encode(segment)
+                ids += tokenizer.encode(segment, MAX_PROMPT_TOKENS)
                 text.append(segment)
             case Special():
                 ids.append(tokenizer.id_of(segment.text))
@@ -264,7 +267,17 @@ def encode_segments(segments: Iterable[Segment], tokenizer: Tokenizer) -> Prompt
                 ids += [tokenizer.id_of(MEDIA_PAD)] * segment.num_tokens
                 media.append(segment)
                 text.append(MEDIA_PAD)
+        check_length(ids, "messages")
     return Prompt(ids, media, "".join(text), tuple(marks))
+
+
+def check_length(token_ids: list[int], param: str) -> None:
+    """Raises PromptError for a prompt that nobody has to finish counting, since no model could read it."""
+    if len(token_ids) > MAX_PROMPT_TOKENS:
+        raise PromptError(
+            f"The prompt has more than {MAX_PROMPT_TOKENS} tokens, which is beyond the context of any model.",
+            param,
+        )
 
 
 def tools_text(tools: list[dict[str, Any]], style: Style) -> str:

@@ -135,19 +135,26 @@ class Tokenizer:
         except TokenizerError as error:
             raise TokenizerError(f"{path}: {error}") from error
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of plain text; never a special id. A lone surrogate counts as U+FFFD."""
-        text = _SURROGATE.sub("\ufffd", text)
-        return [i for piece in _pieces(text) for i in self._encoding.encode_ordinary(piece)]
+    def encode(self, text: str, most: int | None = None) -> list[int]:
+        """Ids of plain text; never a special id. A lone surrogate counts as U+FFFD.
 
-    def encode_with_special(self, text: str) -> list[int]:
-        """Ids of a prompt that is written out: what spells a special token is that token."""
-        pieces = self._special_pattern.split(text)
-        return [
-            token
-            for piece in pieces
-            for token in ([self.special[piece]] if piece in self.special else self.encode(piece))
-        ]
+        Text that has more than `most` tokens is given up at some place behind that many.
+        """
+        ids: list[int] = []
+        for piece in _pieces(_SURROGATE.sub("\ufffd", text)):
+            if most is not None and len(ids) > most:
+                break
+            ids += self._encoding.encode_ordinary(piece)
+        return ids
+
+    def encode_with_special(self, text: str, most: int | None = None) -> list[int]:
+        """Ids of a prompt that is written out: what spells a special token is that token. `most` as above."""
+        ids: list[int] = []
+        for piece in self._special_pattern.split(text):
+            if most is not None and len(ids) > most:
+                break
+            ids += [self.special[piece]] if piece in self.special else self.encode(piece, most)
+        return ids
 
     def id_of(self, text: str) -> int:
         """The id of a special token. Raises TokenizerError when the vocabulary has none such."""

@@ -95,9 +95,10 @@ def _type(schema: Any, indent: str) -> str:
 
 
 def _object(schema: dict[str, Any], indent: str, required_first: bool = True) -> str:
-    properties, required = _mapping(schema.get("properties")), schema.get("required") or []
-    if not isinstance(required, list):
+    properties, listed = _mapping(schema.get("properties")), schema.get("required") or []
+    if not isinstance(listed, list):
         raise ValueError("required must be a list.")
+    required = {name for name in listed if isinstance(name, str)}  # both may have 100,000
     names = sorted(properties, key=lambda name: (required_first and name not in required, name))
     inner = indent + "  "
     members = []

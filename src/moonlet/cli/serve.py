@@ -7,6 +7,7 @@ server runs in another.
 
 import json
 import os
+import resource
 import signal
 import socket
 import sys
@@ -14,7 +15,7 @@ import threading
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,6 +114,7 @@ def run(args: Namespace) -> int:
     from moonlet.chat.sources import MediaAccess
 
     loading: Future[Provider] = Future()
+    _allow_connections()
     with ExitStack() as stack:
         files = _files(args.files)
         access = MediaAccess(args.fetch_urls, files.resolve)
@@ -133,6 +135,13 @@ def run(args: Namespace) -> int:
         _announce(url, models, request(url, provider, with_key=bool(_keys(args))), args.json)
         wait(server)
     return 0
+
+
+def _allow_connections() -> None:
+    """Every client that waits, or only holds on, takes an open file: as many as the system allows at all."""
+    with suppress(OSError, ValueError):  # macOS names a limit that it does not take
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _cache(args: Namespace) -> tuple[Path, int] | None:

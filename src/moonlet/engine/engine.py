@@ -99,7 +99,8 @@ class Engine:
         stream = Stream(sink)
         placeholder = self.model.config.media_placeholder_token_id or 0  # None: takes no media
         spans = spans_of(request.token_ids, request.media, placeholder)
-        deadline = time.monotonic() + (request.deadline_s or float("inf"))
+        seconds = float("inf") if request.deadline_s is None else request.deadline_s
+        deadline = time.monotonic() + seconds
         sampler = Sampler(request.sampling, request.token_ids, request.choice)
         task = Task(
             list(request.token_ids),

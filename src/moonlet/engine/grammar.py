@@ -28,14 +28,21 @@ from numpy.typing import NDArray
 from moonlet.chat.tokenizer import Tokenizer
 from moonlet.engine.calls import CallGuide, CallRules, CallTokens
 from moonlet.engine.guide import Guide, only
-from moonlet.engine.schema import prepare
+from moonlet.engine.schema import MAX_BYTES, prepare
 from moonlet.errors import EngineError, PromptError
 
-_MAX_CACHED = 32
+_MAX_CACHED = 64  # a hostile one holds 30 MB, an ordinary one is compiled again in a millisecond
+_MAX_TOOLS_BYTES = 2 * MAX_BYTES  # of all tools of one request: a few seconds of compiling
 # Steps of the defaults times ten: 3,000 optional properties are a row of 12,000 items. A character of a string
 # with a maxLength takes nine states of some 300 bytes, which are kept as long as the schema is.
+# Less fuel than by default, or a pattern such as ((x{500}){500}){500} holds the engine up for seconds.
 _LIMITS = LLParserLimits(
-    max_items_in_row=50_000, step_max_items=500_000, max_lexer_states=500_000, verbose_errors=False
+    max_items_in_row=50_000,
+    step_max_items=500_000,
+    max_lexer_states=500_000,
+    initial_lexer_fuel=300_000,
+    step_lexer_fuel=50_000,
+    verbose_errors=False,
 )
 # One line, no blanks. Without \u escapes, since the library takes {"\u0061": ...} for another key than "a".
 _COMPACT: Any = {
@@ -68,7 +75,7 @@ class GrammarCompiler:
         Properties come in the order of the schema; `oneOf` is held as `anyOf`. Raises PromptError, naming
         `param`, for a schema that cannot be held.
         """
-        return self._json(schema, _COMPACT, self._end_ids, param)
+        return self._guide(prepare(schema, param), _COMPACT, self._end_ids, param)
 
     def calls(
         self,
@@ -82,40 +89,50 @@ class GrammarCompiler:
         first_index: of the conversation's next call. Raises PromptError as `schema` does, and when there is
         no such tool.
         """
-        if only_tool is not None:
-            tools = [tool for tool in tools if tool["function"]["name"] == only_tool]
-        if not tools:
+        chosen = [
+            (index, tool)
+            for index, tool in enumerate(tools)
+            if only_tool in (None, tool["function"]["name"])
+        ]
+        if not chosen:
             raise PromptError(
                 f"tool_choice forces a call of {only_tool or 'a tool'!r:.80}, but none such is declared.",
                 "tool_choice",
             )
-        return self._calls(tools, CallRules(True, parallel, first_index))
+        return self._calls(chosen, CallRules(True, parallel, first_index))
 
     def strict_calls(
         self, tools: Sequence[dict[str, Any]], first_index: int = 0, parallel: bool = True
     ) -> Guide:
         """Free text; calls, if the model begins any, are of declared tools and satisfy their schemas."""
-        return self._calls(tools, CallRules(False, parallel, first_index))
+        return self._calls(list(enumerate(tools)), CallRules(False, parallel, first_index))
 
-    def _calls(self, tools: Sequence[dict[str, Any]], rules: CallRules) -> Guide:
+    def _calls(self, tools: Sequence[tuple[int, dict[str, Any]]], rules: CallRules) -> Guide:
+        """`tools` with their places in the request."""
         tokens = CallTokens(self._tokenizer, self._vocab_size, self._end_ids)
         close = frozenset([tokens.call_end])
-        prepared = []
-        for i, tool in enumerate(tools):
+        left, schemas = _MAX_TOOLS_BYTES, []
+        for i, tool in tools:
             function = tool["function"]
-            schema = function.get("parameters") or {}
-            if function.get("strict") is False:
-                schema = {}
+            free = function.get("strict") is False
+            schema = {} if free else function.get("parameters") or {}
             where = f"tools[{i}].function.parameters"
-            guide = self._json(schema | {"type": "object"}, _SPACED, close, where)
-            prepared.append((function["name"], guide))
-        return CallGuide(tokens, prepared, rules)
+            schemas.append((function["name"], prepare(schema | {"type": "object"}, where), where))
+            left -= len(schemas[-1][1])
+            if left < 0:  # before any is compiled, which takes longer
+                raise PromptError(
+                    f"the schemas of tools have more than {_MAX_TOOLS_BYTES} bytes together; declare fewer "
+                    "tools, or set strict to false where their arguments need not be held to a schema",
+                    "tools",
+                )
+        guides = [
+            (name, self._guide(schema, _SPACED, close, where)) for name, schema, where in schemas
+        ]
+        return CallGuide(tokens, guides, rules)
 
-    def _json(
-        self, schema: dict[str, Any], style: Any, close: frozenset[int], param: str
-    ) -> "JsonGuide":
-        matcher = self._compiled(prepare(schema, param), style, param)
-        return JsonGuide(matcher.deep_copy(), self._vocab_size, self._end_ids, close)
+    def _guide(self, schema: str, style: Any, close: frozenset[int], param: str) -> "JsonGuide":
+        matcher = self._compiled(schema, style, param)
+        return JsonGuide(matcher.deep_copy(), self._vocab_size, self._end_ids, close, param)
 
     def _compiled(self, schema: str, style: Any, param: str) -> LLMatcher:
         """A matcher that has not moved yet, from the cache if possible."""
@@ -129,6 +146,8 @@ class GrammarCompiler:
         except ValueError as error:  # values nested too deep for its JSON reader
             raise PromptError(f"{param}: the schema cannot be read: {error}", param) from error
         matcher = LLMatcher(self._library, grammar, log_level=0, limits=_LIMITS)
+        # The lexer is built by the first mask, for seconds if it is hostile: not in the engine's thread.
+        matcher.compute_bitmask()
         if matcher.is_error():
             reason = " ".join(matcher.get_error().split())
             raise PromptError(f"{param}: the schema cannot be held: {reason:.300}", param)
@@ -140,25 +159,29 @@ class GrammarCompiler:
 
 
 class JsonGuide:
-    """Guides one JSON text. `end_ids` are never part of it; one of `close` follows it."""
+    """Guides one JSON text. `end_ids` are never part of it; one of `close` follows it. param: where in the
+    request its schema stands."""
 
     def __init__(
-        self, matcher: LLMatcher, vocab_size: int, end_ids: frozenset[int], close: frozenset[int]
+        self,
+        matcher: LLMatcher,
+        vocab_size: int,
+        end_ids: frozenset[int],
+        close: frozenset[int],
+        param: str,
     ) -> None:
         self._matcher = matcher
         self._vocab_size = vocab_size
         self._end_ids = list(end_ids)
         self._close = close
+        self._param = param
         self._closed = False
 
     def mask(self) -> NDArray[np.bool_]:
         if self._closed:
             return only(self._vocab_size, self._close)
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
-        if self._matcher.is_error():
-            raise EngineError(
-                f"the grammar of this answer cannot go on: {self._matcher.get_error().splitlines()[0]:.300}"
-            )
+        self._check()
         mask = np.zeros(self._vocab_size, np.bool_)
         count = min(8 * len(bits), self._vocab_size)
         mask[:count] = np.unpackbits(bits, count=count, bitorder="little").view(np.bool_)
@@ -170,7 +193,18 @@ class JsonGuide:
         if token_id in self._close:
             self._closed = True
         elif not self._matcher.consume_token(token_id):
+            if "satisfy the grammar" not in self._matcher.get_error():  # it cannot follow any token
+                self._check()
             raise EngineError(f"token {token_id} does not fit the grammar of this answer")
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            reason = self._matcher.get_error().splitlines()[0]
+            raise PromptError(
+                f"{self._param}: the schema is too complex to follow, and the answer cannot go on: "
+                f"{reason:.300}",
+                self._param,
+            )
 
     def fork(self) -> "JsonGuide":
         other = copy.copy(self)

@@ -18,12 +18,13 @@ class Guide(Protocol):
     def mask(self) -> NDArray[np.bool_] | None:
         """[vocab_size], True = allowed; None = everything. To be read, and only until `accept`.
 
-        Raises EngineError when the grammar has become too complex to go on.
+        Raises PromptError when the grammar has become too complex to go on.
         """
         ...
 
     def accept(self, token_id: int) -> None:
-        """Moves on by a token that the mask allows. Raises EngineError for any other that matters."""
+        """Moves on by a token that the mask allows. Raises EngineError for any other that matters, and
+        PromptError as `mask` does."""
         ...
 
     def fork(self) -> "Guide":

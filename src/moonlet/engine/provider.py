@@ -5,31 +5,35 @@ import contextlib
 import threading
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 
 from moonlet.chat.messages import TextPart
-from moonlet.chat.parser import CALL_BEGIN, SECTION_BEGIN, OutputParser
+from moonlet.chat.parser import OutputParser
 from moonlet.chat.plain import PlainParser
 from moonlet.chat.provider import (
     ChatRequest,
     Event,
     ModelCard,
     Sampling,
+    Started,
     TextRequest,
     TokenLogprob,
+    Usage,
 )
 from moonlet.chat.repair import next_call_index
-from moonlet.chat.template import Prompt, Template
+from moonlet.chat.template import MAX_PROMPT_TOKENS, Prompt, Template, check_length
 from moonlet.chat.tokenizer import Tokenizer
 from moonlet.engine.engine import Engine
-from moonlet.engine.grammar import GrammarCompiler
-from moonlet.engine.guide import AfterThinking, Guide
+from moonlet.engine.guides import Guides
 from moonlet.engine.sampler import Drawn, SamplingParams
 from moonlet.engine.stream import Finished, GenerateRequest, Item, Stream
 from moonlet.errors import EngineError, MediaError, MoonletError, PromptError
 
 DEFAULT_MAX_TOKENS = 32_768  # what the Kimi API answers with when a request names no limit
 RENDERS_AT_ONCE = 2  # a picture at the limit takes some 600 MB while it is decoded
+MEDIA_WAITING = (
+    8  # prompts with pictures that are not computed yet; one may hold hundreds of MB of them
+)
 
 # What differs from earlier prompts, by the part of the prompt where the cached pages end.
 _BREAKS = {
@@ -84,27 +88,38 @@ class LocalProvider:
         vision = engine.model.config.vision
         self._max_frames = 0 if vision is None else vision.init_pos_emb_time or 1
         self._rendering = asyncio.Semaphore(RENDERS_AT_ONCE)
-
-    @cached_property
-    def _grammar(self) -> GrammarCompiler:
-        """Made when the first request needs it: it looks at every token of the vocabulary."""
-        vocab_size = self._engine.model.config.vocab_size
-        return GrammarCompiler(self._tokenizer, vocab_size, frozenset(self._engine.end_ids))
+        self._with_media = asyncio.Semaphore(MEDIA_WAITING)
+        vocab_size = engine.model.config.vocab_size
+        self._guides = Guides(tokenizer, template, vocab_size, frozenset(engine.end_ids))
 
     async def stream(self, request: ChatRequest) -> AsyncGenerator[Event, None]:
         """Events of all choices. Raises PromptError and MediaError before the first event."""
+        async with contextlib.AsyncExitStack() as media:
+            if _has_media(request):
+                await media.enter_async_context(self._with_media)
+            answers = await self._answers(request)
+            async with contextlib.aclosing(self._run(answers)) as events:
+                async for event in events:
+                    if not isinstance(event, Started):
+                        await media.aclose()
+                    yield event
+
+    async def _answers(self, request: ChatRequest) -> list["_Answer"]:
+        """What is asked of the engine for each choice. Raises PromptError and MediaError."""
+        sampling = self._sampling(request.sampling, request.thinking)
         prompt = await self._prompt(request)
-        guide = await asyncio.to_thread(self._guide, request)
+        limit = self._limit(len(prompt.token_ids), request.max_tokens)
+        guide = await self._guides.guide(request)
         starts = self._template.starts_in_reasoning(request.thinking, request.messages)
         generation = GenerateRequest(
             prompt.token_ids,
-            self._limit(len(prompt.token_ids), request.max_tokens),
+            limit,
             prompt.media,
-            self._defaults.resolve(request.sampling, request.thinking),
+            sampling,
             logprobs=request.logprobs,
             deadline_s=request.deadline_s,
         )
-        answers = [
+        return [
             _Answer(
                 OutputParser(
                     self._tokenizer,
@@ -120,21 +135,25 @@ class LocalProvider:
             )
             for choice in range(request.n)
         ]
-        async with contextlib.aclosing(self._run(answers)) as events:
-            async for event in events:
-                yield event
 
     async def complete(self, request: TextRequest) -> AsyncGenerator[Event, None]:
-        """TextDelta* Finish of each choice. Raises PromptError before the first event."""
-        prompt = request.prompt
-        ids = self._tokenizer.encode_with_special(prompt) if isinstance(prompt, str) else prompt
+        """TextDelta* Finish of each choice. Raises PromptError before the first event.
+
+        What spells a special token in a prompt is one here, as in every server that continues plain text:
+        such a prompt is a template's output, written by somebody who means it.
+        """
+        ids = request.prompt
+        if isinstance(ids, str):
+            work = partial(self._tokenizer.encode_with_special, ids, MAX_PROMPT_TOKENS)
+            ids = await asyncio.to_thread(work)
+        check_length(ids, "prompt")
         self._check_ids(ids, "prompt")
         if not ids:
             raise PromptError("the prompt is empty", "prompt")
         generation = GenerateRequest(
             ids,
-            self._limit(len(ids), request.max_tokens),
-            sampling=self._defaults.resolve(request.sampling, False),
+            self._limit(len(ids), request.max_tokens, "prompt"),
+            sampling=self._sampling(request.sampling, thinking=False),
             logprobs=request.logprobs,
             deadline_s=request.deadline_s,
         )
@@ -151,14 +170,30 @@ class LocalProvider:
 
     async def count_tokens(self, request: ChatRequest) -> int:
         """Tokens of the prompt. Raises as `stream` does."""
-        return len((await self._prompt(request)).token_ids)
+        return len(await self.prompt_ids(request))
+
+    async def prompt_ids(self, request: ChatRequest) -> list[int]:
+        """The prompt, each picture as so many pads as it takes up. Raises as `stream` does."""
+        return (await self._prompt(request)).token_ids
 
     def tokenize(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text)
+        ids = self._tokenizer.encode(text, MAX_PROMPT_TOKENS)
+        check_length(ids, "prompt")
+        return ids
 
     def detokenize(self, token_ids: list[int]) -> str:
         self._check_ids(token_ids, "tokens")
         return self._tokenizer.decode(token_ids)
+
+    def _sampling(self, asked: Sampling, thinking: bool) -> SamplingParams:
+        """Raises PromptError for a bias on a token that the model has not."""
+        size = self._engine.model.config.vocab_size
+        if wrong := [token for token, _ in asked.logit_bias if token >= size]:
+            raise PromptError(
+                f"logit_bias names token {wrong[0]}, but this model has tokens 0 to {size - 1}",
+                "logit_bias",
+            )
+        return self._defaults.resolve(asked, thinking)
 
     def _check_ids(self, token_ids: list[int], param: str) -> None:
         size = self._tokenizer.vocab_size
@@ -169,13 +204,11 @@ class LocalProvider:
         return self._engine.stats()
 
     def close(self) -> None:
+        self._guides.close()
         self._engine.close()
 
     async def _prompt(self, request: ChatRequest) -> Prompt:
         """Raises PromptError, and MediaError for media that the model cannot see."""
-        has_media = any(
-            not isinstance(part, TextPart) for message in request.messages for part in message.parts
-        )
         stop = threading.Event()
         render = partial(
             self._template.render,
@@ -187,7 +220,7 @@ class LocalProvider:
         )
         # Opening media takes time and memory: not for everybody at once, and not for who has left.
         try:
-            async with self._rendering if has_media else contextlib.nullcontext():
+            async with self._rendering if _has_media(request) else contextlib.nullcontext():
                 prompt = await asyncio.to_thread(render)
         finally:
             stop.set()
@@ -196,43 +229,12 @@ class LocalProvider:
             raise MediaError(f"this model does not read {kind}", "messages")
         return prompt
 
-    def _guide(self, request: ChatRequest) -> Guide | None:
-        """What bounds the answer, from its first token on."""
-        inner: Guide | None = None
-        first = next_call_index(request.messages)
-        tools = request.tools or []
-        if request.must_call:
-            inner = self._grammar.calls(
-                tools, request.only_tool, request.parallel_tool_calls, first
-            )
-        elif request.schema is not None:
-            inner = self._grammar.schema(request.schema)
-        elif any((tool.get("function") or {}).get("strict") for tool in tools):
-            inner = self._grammar.strict_calls(tools, first, request.parallel_tool_calls)
-        if inner is None and request.thinking_budget is None:
-            return None
-        starts = self._template.starts_in_reasoning(request.thinking, request.messages)
-        end = self._tokenizer.special.get("</think>")
-        if end is None:
-            return inner
-        opens_itself = request.thinking and self._template.reasons and not starts
-        calls = {self._tokenizer.special.get(mark) for mark in (SECTION_BEGIN, CALL_BEGIN)}
-        return AfterThinking(
-            end,
-            request.thinking_budget,
-            inner,
-            starts,
-            vocab_size=self._engine.model.config.vocab_size,
-            not_in_thought=[*self._engine.end_ids, *(mark for mark in calls if mark is not None)],
-            think_begin_id=self._tokenizer.special.get("<think>") if opens_itself else None,
-        )
-
-    def _limit(self, used: int, asked: int | None) -> int:
+    def _limit(self, used: int, asked: int | None, param: str = "messages") -> int:
         """How many tokens may be made. Raises PromptError when prompt and answer do not fit."""
         window = self._engine.max_seq_len
         if used >= window:
             raise PromptError(
-                f"the prompt has {used} tokens, but this model's context is {window}", "messages"
+                f"the prompt has {used} tokens, but this model's context is {window}", param
             )
         wanted = asked or min(DEFAULT_MAX_TOKENS, window - used)
         if used + wanted > window:
@@ -256,6 +258,7 @@ class LocalProvider:
             for choice, answer in enumerate(answers):
                 first = streams[0] if streams else None
                 streams.append(self._engine.submit(answer.generation, partial(sink, choice), first))
+            yield Started(len(answers[0].generation.token_ids))
             left = len(answers)
             while left:
                 choice, item = await items.get()
@@ -286,6 +289,12 @@ class LocalProvider:
         return self._tokenizer.decode_bytes([token]) if known else b""
 
 
+def _has_media(request: ChatRequest) -> bool:
+    return any(
+        not isinstance(part, TextPart) for message in request.messages for part in message.parts
+    )
+
+
 @dataclass
 class _Answer:
     """One choice on its way. marks: where the parts of the prompt begin."""
@@ -297,13 +306,15 @@ class _Answer:
     def finish(self, finished: Finished) -> list[Event]:
         if finished.reason == "cancelled" and not self.parser.stopped:
             raise EngineError("the engine was closed before the answer was finished")
-        return self.parser.finish(
-            "length" if finished.reason == "length" else "stop",
+        prompt = Usage(
             len(self.generation.token_ids),
-            finished.cached_tokens,
-            finished.disk_tokens,
-            self._cache_break(finished),
+            completion_tokens=0,
+            reasoning_tokens=0,
+            cached_tokens=finished.cached_tokens,
+            cached_disk_tokens=finished.disk_tokens,
+            cache_break=self._cache_break(finished),
         )
+        return self.parser.finish("length" if finished.reason == "length" else "stop", prompt)
 
     def _cache_break(self, finished: Finished) -> str | None:
         """Why the cache held no more of the prompt, where it is not simply new."""

@@ -17,6 +17,7 @@ found without sorting (`kernels.reach`).
 """
 
 import hashlib
+import math
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ COLDEST = (
 _EXACT_BITS = 52  # whole numbers up to here are exact in float64
 _RANGES = (
     ("temperature", 0, 9999, "from 0 to 9999"),
-    ("top_p", 1e-12, 1, "above 0 and at most 1"),
+    ("top_p", math.ulp(0.0), 1, "above 0 and at most 1"),
     ("top_k", 0, 2**31, "from 0"),
     ("min_p", 0, 1, "from 0 to 1"),
     ("presence_penalty", -2, 2, "from -2 to 2"),

@@ -118,7 +118,7 @@ class MeteredText(Metered):
     def __init__(self, provider: TextProvider, ledger: Ledger, budgets: Budgets) -> None:
         super().__init__(provider, ledger, budgets)
         self._text = provider
-        self.count_tokens = provider.count_tokens
+        self.count_tokens, self.prompt_ids = provider.count_tokens, provider.prompt_ids
         self.tokenize, self.detokenize = provider.tokenize, provider.detokenize
 
     def complete(self, request: TextRequest) -> AsyncGenerator[Event, None]:

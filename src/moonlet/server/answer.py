@@ -3,9 +3,11 @@
     provider.stream -> with_pauses -> Answer, in the words of an Encoder -> JSON, or server-sent events
 
 The status line waits for the first event, so that a prompt that cannot be rendered is still a plain
-400. When nothing has come after `keep_alive_s` a stream starts all the same, with a comment line,
-and a later failure travels in the stream, in the dialect's own shape. The moment the client hangs up,
-the task is cancelled and the generator closed, which is what stops the generation.
+400. A provider that says Started does so before it computes the prompt: the head of a stream does not wait
+for minutes of that. When nothing has come after `keep_alive_s` (media are fetched and decoded) a stream
+starts all the same, with a comment line. A later failure travels in the stream, in the dialect's own
+shape. The moment the client hangs up, the task is cancelled and the generator closed, which is what
+stops the generation.
 """
 
 import asyncio
@@ -16,7 +18,15 @@ from typing import Any, Protocol
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from moonlet.chat.provider import Completion, Event, Finish, Usage, collect_all, total_usage
+from moonlet.chat.provider import (
+    Completion,
+    Event,
+    Finish,
+    Started,
+    Usage,
+    collect_all,
+    total_usage,
+)
 from moonlet.errors import EngineError
 from moonlet.server.encode import to_json
 from moonlet.server.errors import ApiError, as_api_error
@@ -35,15 +45,16 @@ class Encoder(Protocol):
 
     Either `plain` is asked, with the whole answer of each choice; or `start`, `event` for each
     event in order, and `end`, whose bytes are sent as they are (`encode.sse` makes them; empty ones say
-    nothing). `start` comes before the first event, `end` after every choice has had its Finish; in
-    place of the rest comes `error`, once, when the answer breaks off. `model`: the name for statistics.
+    nothing). `start` comes before the first event, with the tokens of the prompt if they are known yet, `end`
+    after every choice has had its Finish; in place of the rest comes `error`, once, when the answer breaks
+    off. `model`: the name for statistics.
     """
 
     model: str
 
     def plain(self, answers: list[Completion]) -> dict[str, Any]: ...
 
-    def start(self) -> bytes: ...
+    def start(self, prompt_tokens: int = 0) -> bytes: ...
 
     def event(self, event: Event) -> bytes: ...
 
@@ -127,7 +138,9 @@ class Answer(Response):
                     continue
                 if not opened:
                     opened = True
-                    yield self.encoder.start()
+                    yield self.encoder.start(
+                        event.prompt_tokens if isinstance(event, Started) else 0
+                    )
                 (running.discard if isinstance(event, Finish) else running.add)(event.choice)
                 if piece := self.encoder.event(event):
                     yield piece

@@ -4,11 +4,10 @@
       content_block_start  content_block_delta*  content_block_stop      one block after another
     message_delta  message_stop | error
 
-The plain answer is the message of the same answer replayed. The numbers of the prompt are known at the
-end only and stand in message_delta; those of message_start are zero.
+The plain answer is the message of the same answer replayed. How much of the prompt came from the cache is
+known at the end only: message_start counts all of its tokens as input, message_delta says it right.
 """
 
-import json
 import uuid
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,12 +17,14 @@ from moonlet.chat.provider import (
     Event,
     Finish,
     ReasoningDelta,
+    Started,
     TextDelta,
     ToolCallDelta,
     ToolCallEnd,
     ToolCallStart,
     Usage,
 )
+from moonlet.server.body import parse_finite
 from moonlet.server.dialect import replay
 from moonlet.server.encode import sse
 from moonlet.server.errors import ApiError
@@ -77,14 +78,15 @@ class MessageEncoder:
         finish = self._finished()
         return self._message(content=self.content, usage=_usage(finish.usage), **_stop(finish))
 
-    def start(self) -> bytes:
-        message = self._message(
-            content=[], usage=_usage(Usage(0, 0, 0)), stop_reason=None, stop_sequence=None
-        )
+    def start(self, prompt_tokens: int = 0) -> bytes:
+        usage = _usage(Usage(prompt_tokens, 0, 0))
+        message = self._message(content=[], usage=usage, stop_reason=None, stop_sequence=None)
         return _tell("message_start", message=message) + _tell("ping")
 
     def event(self, event: Event) -> bytes:
         match event:
+            case Started():
+                return b""
             case ReasoningDelta():
                 if not self.shows_thinking or not event.text:
                     return b""
@@ -165,10 +167,11 @@ class MessageEncoder:
 def _input(arguments: str) -> dict[str, Any]:
     """The arguments of a call as the object that they should be.
 
-    Anthropic has no place for other text; what the model wrote is not lost all the same.
+    Anthropic has no place for other text; what the model wrote is not lost all the same. JSON has no
+    infinity, which 1e999 would become.
     """
     try:
-        value = json.loads(arguments or "{}")
+        value = parse_finite(arguments or "{}")
     except (ValueError, RecursionError):
         value = None
     return value if isinstance(value, dict) else {"_raw": arguments}

@@ -14,6 +14,7 @@ from moonlet.server.openapi import (
     optional,
     whole,
 )
+from moonlet.server.sampling import REPETITION_PENALTY
 from moonlet.server.thinking import EFFORTS
 
 _SAID: Schema = {"type": "string", "minLength": 1}
@@ -103,7 +104,7 @@ _OPTIONAL: dict[str, Schema] = {
     "min_p": number(0, 1),
     "presence_penalty": number(-2, 2),
     "frequency_penalty": number(-2, 2),
-    "repetition_penalty": {"type": "number", "exclusiveMinimum": 0, "maximum": 10},
+    "repetition_penalty": number(*REPETITION_PENALTY),
     "logit_bias": {"type": "object", "additionalProperties": number(-100, 100)},
     "seed": whole(-_INT64, _INT64 - 1),
     "n": whole(1, 16),

@@ -1,7 +1,8 @@
 """`/v1/completions`: plain text continued, without a template. `completions_in.py` reads the request.
 
 Choice number i of the answer is choice i % n of prompt i // n. All prompts are worked on at the same
-time, and a stream tells them as they come.
+time, and a stream tells them as they come. A prompt that spells a special token has it, as with vLLM: whoever
+uses this route has written out the template, and whoever puts other people's text into a prompt should not.
 """
 
 import asyncio
@@ -104,7 +105,7 @@ class CompletionEncoder:
         ]
         return {**self._object(choices), "usage": self._usage()}
 
-    def start(self) -> bytes:
+    def start(self, prompt_tokens: int = 0) -> bytes:
         return b""
 
     def event(self, event: Event) -> bytes:

@@ -1,4 +1,4 @@
-"""Around every request: an id for it, the API key, and an answer even where the code behind breaks."""
+"""Around every request: an id for it, the API key, an answer even where the code behind breaks, and its memory."""
 
 import re
 import uuid
@@ -44,3 +44,5 @@ class Edge:
             if started:
                 raise  # nothing can be told any more: the connection breaks off
             await self.state.refusal(scope, error)(scope, receive, send_with_id)
+        finally:
+            self.state.bodies.give_back(scope)

@@ -20,6 +20,7 @@ from moonlet.chat.provider import (
     Finish,
     ModelCard,
     ReasoningDelta,
+    Started,
     TextDelta,
     TokenLogprob,
     ToolCallDelta,
@@ -80,7 +81,7 @@ class ChatEncoder:
         head = self._head("chat.completion")
         return {**head, "choices": choices, "usage": self._usage(usage)}
 
-    def start(self) -> bytes:
+    def start(self, prompt_tokens: int = 0) -> bytes:
         """The chunks that open a stream: of each choice the role and nothing else."""
         opening = {"role": "assistant", "content": ""}
         return b"".join(self._chunk(index, opening) for index in range(self.n))
@@ -100,7 +101,7 @@ class ChatEncoder:
             case ToolCallDelta():
                 call = {"index": event.index, "function": {"arguments": event.arguments}}
                 return self._chunk(event.choice, {"tool_calls": [call]})
-            case ToolCallEnd():
+            case Started() | ToolCallEnd():
                 return b""
             case Finish():
                 return self._last_chunk(event)

@@ -4,13 +4,13 @@ The file may come before or after the fields. Everything else of a form is small
 of parts and the length of each field here, the boundary and the head of each part by the parser.
 """
 
-import asyncio
+from collections.abc import Callable
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
-from moonlet.server.body import PATIENCE_S
+from moonlet.server.body import patience
 from moonlet.server.errors import ApiError
 from moonlet.server.file_store import FileStore, Upload
 
@@ -128,30 +128,21 @@ async def read_form(request: Request, store: FileStore) -> Form:
         )
     form = Form(request.headers.get("content-type", ""), store)
     try:
-        async with asyncio.timeout(PATIENCE_S):
-            await _fill(form, request, most)
+        async with patience("file") as came:
+            await _fill(form, request, most, came)
         form.finished()
-    except ClientDisconnect:
-        form.close()
-        raise ApiError("the client left before its file had ended") from None  # nobody is told
-    except TimeoutError:
-        form.close()
-        raise ApiError(
-            f"the file did not end within {PATIENCE_S:g} seconds",
-            status=408,
-            code="request_timeout",
-        ) from None
     except BaseException:
         form.close()
         raise
     return form
 
 
-async def _fill(form: Form, request: Request, most: int) -> None:
+async def _fill(form: Form, request: Request, most: int, came: Callable[[int], None]) -> None:
     refusal: ApiError | None = None
     size = 0
     async for chunk in request.stream():
         size += len(chunk)
+        came(size)
         if size > 2 * most:
             break
         try:

@@ -22,7 +22,7 @@ from moonlet.errors import MediaError, PromptError
 from moonlet.server.answer import Answer
 from moonlet.server.dialect import Places
 from moonlet.server.errors import ApiError
-from moonlet.server.fields import boolean, obj, text
+from moonlet.server.fields import boolean, choice, obj, text
 from moonlet.server.openapi import operation
 from moonlet.server.profiles import Profile
 from moonlet.server.request import ApiRequest, parse_request
@@ -37,6 +37,8 @@ from moonlet.server.responses_schema import (
 )
 from moonlet.server.responses_store import ResponseStore
 from moonlet.server.state import State, json_response
+
+MAX_METADATA, MAX_METADATA_NAME, MAX_METADATA_TEXT = 16, 64, 512
 
 
 def add_responses(app: FastAPI, state: State) -> None:
@@ -119,7 +121,9 @@ def _parse(body: dict[str, Any], history: list[Item], card: ModelCard, profile: 
 
 
 def _echo(body: dict[str, Any]) -> dict[str, Any]:
-    """What the response object repeats of the request, with OpenAI's defaults."""
+    """What the response object repeats of the request, with OpenAI's defaults. Raises ApiError."""
+    _check_metadata(obj(body, "metadata"))
+    choice(body, "truncation", ("auto", "disabled"))
     reasoning = obj(body, "reasoning")
     form = obj(body, "text").get("format") or {"type": "text"}
     defaults = {
@@ -139,3 +143,22 @@ def _echo(body: dict[str, Any]) -> dict[str, Any]:
     sent = {name: body[name] for name in defaults if body.get(name) is not None}
     told = {"effort": reasoning.get("effort"), "summary": None}
     return {**defaults, **sent, "reasoning": told, "text": {"format": form}}
+
+
+def _check_metadata(metadata: dict[str, Any]) -> None:
+    """OpenAI's limits: what is said back in several events is not to be megabytes."""
+    if len(metadata) > MAX_METADATA:
+        raise ApiError(
+            f"metadata has {len(metadata)} members, at most {MAX_METADATA} are kept", "metadata"
+        )
+    for name, value in metadata.items():
+        if (
+            not isinstance(value, str)
+            or len(name) > MAX_METADATA_NAME
+            or len(value) > MAX_METADATA_TEXT
+        ):
+            raise ApiError(
+                f"metadata must hold strings of at most {MAX_METADATA_TEXT} characters under names of at most "
+                f"{MAX_METADATA_NAME}",
+                "metadata",
+            )

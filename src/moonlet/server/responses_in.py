@@ -70,7 +70,7 @@ def to_chat(body: dict[str, Any], history: Iterable[Item] = ()) -> tuple[dict[st
     places = Places({"max_completion_tokens": "max_output_tokens", "messages": "input"})
     places.moved |= conversation.places
     chat = {name: body[name] for name in _SAME if name in body}
-    chat["messages"] = conversation.messages
+    chat["messages"] = conversation.whole()
     chat["max_completion_tokens"] = body.get("max_output_tokens")
     return chat | _tools(body, places) | _response_format(body, places) | _logprobs(body), places
 

@@ -24,12 +24,19 @@ _OPAQUE = "moonlet:"
 
 
 class Conversation:
-    """`messages` as items join them, and the `places` of each among the items."""
+    """Messages as items join them, and the `places` of each among the items."""
 
     def __init__(self) -> None:
         self.messages: list[dict[str, Any]] = []
         self.places: dict[str, str] = {}
         self._turn: dict[str, Any] | None = None  # the assistant's, while it can still grow
+
+    def whole(self) -> list[dict[str, Any]]:
+        """The messages, when all items are in: of each turn the pieces of reasoning joined, once."""
+        for message in self.messages:
+            if "reasoning_content" in message:
+                message["reasoning_content"] = "".join(message["reasoning_content"])
+        return self.messages
 
     def say(self, role: str, content: Any, where: str, **more: Any) -> None:
         """A turn of somebody else than the assistant."""
@@ -43,8 +50,7 @@ class Conversation:
                 self._message(item, where)
             case "reasoning":
                 turn = self._assistant(where, not_with=("content", "tool_calls"))
-                thought = turn.get("reasoning_content", "") + _reasoning(item, where)
-                turn["reasoning_content"] = thought
+                turn.setdefault("reasoning_content", []).append(_reasoning(item, where))
             case "function_call":
                 calls = self._assistant(where).setdefault("tool_calls", [])
                 to = f"messages[{len(self.messages) - 1}].tool_calls[{len(calls)}]"

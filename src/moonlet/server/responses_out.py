@@ -21,6 +21,7 @@ from moonlet.chat.provider import (
     Event,
     Finish,
     ReasoningDelta,
+    Started,
     TextDelta,
     ToolCallDelta,
     ToolCallEnd,
@@ -62,7 +63,7 @@ class ResponsesEncoder:
             self.event(event)
         return self._whole()
 
-    def start(self) -> bytes:
+    def start(self, prompt_tokens: int = 0) -> bytes:
         response = self._response("in_progress")
         return self._tell("response.created", response=response) + self._tell(
             "response.in_progress", response=response
@@ -70,6 +71,8 @@ class ResponsesEncoder:
 
     def event(self, event: Event) -> bytes:
         match event:
+            case Started():
+                return b""
             case ReasoningDelta():
                 if not self.shows_reasoning or not event.text:
                     return b""

@@ -10,6 +10,7 @@ from moonlet.server.fields import boolean, integer, kind_of, number, obj
 from moonlet.server.profiles import ModelRules, Profile
 
 MAX_BIASES = 4096
+REPETITION_PENALTY = (0.01, 10.0)  # 1 changes nothing; logits are divided by it
 MAX_TOP_LOGPROBS = 20
 COLD = 1e-5  # as good as temperature 0: the likeliest token, so that all choices would be the same
 _TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,8}")
@@ -21,11 +22,7 @@ def parse_sampling(body: dict[str, Any], rules: ModelRules, thinking: bool) -> S
     top_p = number(body, "top_p", 0, 1)
     if top_p == 0:
         raise ApiError("top_p must be above 0; for the likeliest token use temperature 0", "top_p")
-    repetition = number(body, "repetition_penalty", 0, 10)
-    if repetition == 0:
-        raise ApiError(
-            "repetition_penalty must be above 0; 1 changes nothing", "repetition_penalty"
-        )
+    repetition = number(body, "repetition_penalty", *REPETITION_PENALTY)
     top_k = integer(body, "top_k", -1, 2**31 - 1)
     seed = integer(body, "seed", -_INT64, _INT64 - 1)
     asked = Sampling(

@@ -31,7 +31,7 @@ from starlette.types import Scope
 
 from moonlet.chat.provider import ChatRequest, Event, Provider, TextProvider
 from moonlet.server.auth import ApiKeys
-from moonlet.server.body import BodyBudget, parse_object, read_body
+from moonlet.server.body import SMALL_BODY_BYTES, BodyBudget, parse_object, read_body
 from moonlet.server.encode import to_json
 from moonlet.server.errors import ApiError, as_api_error, error_body
 from moonlet.server.fields import text
@@ -42,7 +42,6 @@ from moonlet.server.watch import MAX_WAITING, Tracing, Watch
 
 MAX_BODY_BYTES = 100 * 2**20  # what the Kimi API takes: a video as a data URL fits
 BODIES_AT_ONCE = 8  # of the largest size, in memory at the same time
-LARGE_BODY_BYTES = 2**20  # from here on parsing would hold up the other requests
 KEEP_ALIVE_S = 10.0
 
 ErrorBody = Callable[[ApiError, str | None], dict[str, Any]]
@@ -151,13 +150,13 @@ class State:
         Raises ApiError and whatever `parse` raises.
         """
         self.watch.check_room()  # before the body takes memory
-        with self.bodies.share() as share:
-            body = await read_body(request, share)
+        body = await read_body(request, self.bodies)
 
-            def work() -> T:
-                return parse(parse_object(body))
+        def work() -> T:
+            return parse(parse_object(body))
 
-            return await asyncio.to_thread(work) if len(body) > LARGE_BODY_BYTES else work()
+        # From there on parsing would hold up the other requests.
+        return await asyncio.to_thread(work) if len(body) > SMALL_BODY_BYTES else work()
 
     def refusal(self, scope: Scope, error: Exception) -> Response:
         """`error` as the whole answer to the request of `scope`."""

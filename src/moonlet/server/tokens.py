@@ -1,17 +1,18 @@
 """Counts and token ids of prompts, without an answer.
 
 POST /v1/tokenizers/estimate-token-count    Kimi's: exactly the usage.prompt_tokens of the same chat
-POST /tokenize  /detokenize                 vLLM's: plain text to token ids and back
+POST /tokenize  /detokenize                 vLLM's: plain text, or the prompt of a chat, to token ids; and back
 """
 
 import asyncio
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
-from moonlet.chat.provider import TextProvider
+from moonlet.chat.provider import ChatRequest, TextProvider
 from moonlet.server.chat_schema import CHAT_REQUEST
 from moonlet.server.completions_in import token_ids
 from moonlet.server.completions_schema import IDS
@@ -21,6 +22,7 @@ from moonlet.server.openapi import (
     BOOLEAN,
     COUNT,
     TEXT,
+    either,
     listed,
     obj,
     operation,
@@ -31,7 +33,11 @@ from moonlet.server.request import ApiRequest, parse_request
 from moonlet.server.state import State, json_response
 
 _ESTIMATE = obj(("data",), data=obj(("total_tokens",), total_tokens=COUNT))
-_TOKENIZE_REQUEST = request_schema({"prompt": TEXT}, {"model": TEXT, "return_token_strs": BOOLEAN})
+_CHOSEN = {"model": TEXT, "return_token_strs": BOOLEAN}
+_TOKENIZE_REQUEST = either(
+    request_schema({"prompt": TEXT}, _CHOSEN),
+    request_schema({"messages": CHAT_REQUEST["properties"]["messages"]}, _CHOSEN),
+)
 _TOKENIZED = obj(
     ("count", "max_model_len", "tokens"),
     count=COUNT,
@@ -41,6 +47,15 @@ _TOKENIZED = obj(
 )
 _DETOKENIZE_REQUEST = request_schema({"tokens": IDS}, {"model": TEXT})
 _DETOKENIZED = obj(("prompt",), prompt=TEXT)
+
+
+@dataclass(frozen=True)
+class _Tokenize:
+    """What to show the tokens of: a text, or the prompt of a conversation."""
+
+    provider: TextProvider
+    what: str | ChatRequest
+    with_texts: bool
 
 
 def add_tokens(app: FastAPI, state: State) -> None:
@@ -64,24 +79,33 @@ def add_tokens(app: FastAPI, state: State) -> None:
         provider_of(body)
         return body
 
-    @app.post("/tokenize", **operation("Plain text as token ids", _TOKENIZED, _TOKENIZE_REQUEST))
-    async def tokenize(request: Request) -> Response:
-        body = await state.read(request, checked)
-        if body.get("messages") is not None:
-            raise ApiError(
-                "messages cannot be shown as token ids; send a prompt, or count the tokens of messages "
-                "with /v1/tokenizers/estimate-token-count",
-                "messages",
-            )
-        prompt = text(body, "prompt", required=True) or ""
-        with_texts = boolean(body, "return_token_strs")
+    # The members that a profile takes are those of chat completions.
+    profile = replace(state.profile, members=None)
+
+    def asked(body: dict[str, Any]) -> _Tokenize:
         provider = provider_of(body)
+        with_texts = bool(boolean(body, "return_token_strs"))
+        if body.get("messages") is None:
+            return _Tokenize(provider, text(body, "prompt", required=True) or "", with_texts)
+        if boolean(body, "add_generation_prompt") is False:
+            raise ApiError(
+                "add_generation_prompt cannot be false: what is shown is the prompt of an answer",
+                "add_generation_prompt",
+            )
+        chat = parse_request(body, provider.card, profile).chat
+        return _Tokenize(provider, chat, with_texts)
 
-        def work() -> tuple[list[int], list[str] | None]:
-            ids = provider.tokenize(prompt)
-            return ids, [provider.detokenize([i]) for i in ids] if with_texts else None
-
-        ids, texts = await asyncio.to_thread(work)
+    @app.post("/tokenize", **operation("A prompt as token ids", _TOKENIZED, _TOKENIZE_REQUEST))
+    async def tokenize(request: Request) -> Response:
+        wanted = await state.read(request, asked)
+        provider = wanted.provider
+        if isinstance(wanted.what, str):
+            ids = await asyncio.to_thread(provider.tokenize, wanted.what)
+        else:
+            ids = await provider.prompt_ids(wanted.what)
+        texts = None
+        if wanted.with_texts:
+            texts = await asyncio.to_thread(lambda: [provider.detokenize([i]) for i in ids])
         window = provider.card.context_length
         told = {"count": len(ids), "max_model_len": window, "tokens": ids, "token_strs": texts}
         return json_response(told)

@@ -1,6 +1,6 @@
 """Every answer is watched while it is made: admitted, counted, timed and traced.
 
-A request waits until its first event and runs from then on. More than `max_waiting` of them are not
+A request waits until its answer begins and runs from then on. More than `max_waiting` of them are not
 taken: a client that is told to come back later is better off than one in an endless queue.
 """
 
@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from starlette.types import Scope
 
-from moonlet.chat.provider import Event, Finish, Usage, total_usage
+from moonlet.chat.provider import Event, Finish, Started, Usage, total_usage
 from moonlet.errors import MediaError, PromptError, QuotaError
 from moonlet.server.errors import ApiError
 from moonlet.server.metrics import Metrics
@@ -94,6 +94,8 @@ class _Request:
         watch.waiting += 1
 
     def saw(self, event: Event) -> None:
+        if isinstance(event, Started):
+            return  # there is no token yet
         now = time.monotonic()
         if not self.last:
             self.watch.waiting -= 1
