@@ -23,7 +23,7 @@ LEVELS = [
     {"cli"},
 ]
 LEVEL = {unit: level for level, units in enumerate(LEVELS) for unit in units}
-WITHOUT_TORCH = ["errors", "config", "chat", "quant", "server", "cli"]
+WITHOUT_TORCH = ["errors", "config", "chat", "quant", "gateway", "server", "cli"]
 
 
 def imported_names(node: ast.AST) -> Iterator[tuple[str, int]]:

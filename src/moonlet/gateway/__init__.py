@@ -1,0 +1,1 @@
+"""Other people's endpoints as providers: dialects, cost, fidelity."""
