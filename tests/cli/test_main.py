@@ -58,6 +58,21 @@ FLAGS = {
         "--repeat",
     ],
     "doctor": ["--help", "--json"],
+    "verify": [
+        "--api-key",
+        "--concurrency",
+        "--extra-body",
+        "--help",
+        "--json",
+        "--model",
+        "--only",
+        "--output",
+        "--profile",
+        "--reference",
+        "--samples",
+        "--timeout",
+        "URL",
+    ],
     "train": ["--help", "--json", "--out", "RECIPE"],
 }
 
