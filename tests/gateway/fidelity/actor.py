@@ -37,7 +37,7 @@ CARD = ModelCard("actor", 1_700_000_000, 8192, supports_images=True, supports_re
 THOUGHT = "Let me see."
 SPEECH = "one two three four five six seven eight nine ten eleven twelve"
 
-# What was sent, the status, the headers' content type and the body -> the same, changed.
+# What was sent, the status and the body -> the latter two, changed.
 Bend = Callable[[dict[str, Any], int, bytes], tuple[int, bytes]]
 
 
@@ -193,7 +193,7 @@ def value_of(schema: dict[str, Any], root: dict[str, Any] | None = None) -> Any:
 
 
 class Bent(httpx2.AsyncBaseTransport):
-    """The app, called directly; `bend` changes its answers to POST requests."""
+    """The app, called directly; `bend` changes its answers. Of requests without a JSON object it sees {}."""
 
     def __init__(self, app: FastAPI, bend: Bend | None = None) -> None:
         self._inner = httpx2.ASGITransport(app)
@@ -203,7 +203,7 @@ class Bent(httpx2.AsyncBaseTransport):
         sent = await request.aread()
         response = await self._inner.handle_async_request(request)
         raw, status = await response.aread(), response.status_code
-        if self._bend is not None and request.method == "POST":
+        if self._bend is not None:
             status, raw = self._bend(_parsed(sent), status, raw)
         headers = {k: v for k, v in response.headers.items() if k != "content-length"}
         return httpx2.Response(status, headers=headers, content=raw)

@@ -103,6 +103,42 @@ def _no_usage_chunk(sent: Sent, values: list[Any]) -> None:
         del values[-2]
 
 
+def _other_object(sent: Sent, body: dict[str, Any]) -> None:
+    body["object"] = "completion"
+
+
+def _undeclared(sent: Sent, body: dict[str, Any]) -> None:
+    for call in body["choices"][0]["message"].get("tool_calls") or []:
+        call["function"]["name"] = "rec0rd"
+        call["id"] = "functions.rec0rd:0"
+
+
+def _two_reasonings(sent: Sent, body: dict[str, Any]) -> None:
+    if "reasoning" in body["choices"][0]["message"]:
+        body["choices"][0]["message"]["reasoning"] += "!"
+
+
+def _cached_twice(sent: Sent, body: dict[str, Any]) -> None:
+    body["usage"]["cached_tokens"] = 1
+
+
+def _repeats_prefix(sent: Sent, body: dict[str, Any]) -> None:
+    begun = sent["messages"][-1]
+    if begun.get("partial"):
+        message = body["choices"][0]["message"]
+        message["content"] = begun["content"] + message["content"]
+
+
+def _blind(sent: Sent, body: dict[str, Any]) -> None:
+    body["usage"] |= {"prompt_tokens": 9, "total_tokens": 9 + body["usage"]["completion_tokens"]}
+
+
+def _never_cut(sent: Sent, body: dict[str, Any]) -> None:
+    body["choices"][0]["finish_reason"] = "stop"
+    body["usage"]["completion_tokens"] += 1
+    body["usage"]["total_tokens"] += 1
+
+
 def _wrong_sum(sent: Sent, body: dict[str, Any]) -> None:
     body["usage"]["total_tokens"] += 1
 
@@ -240,6 +276,26 @@ def unknown_model_200(sent: Sent, status: int, raw: bytes) -> tuple[int, bytes]:
     return (200 if status == 404 else status), raw
 
 
+def another_type(sent: Sent, status: int, raw: bytes) -> tuple[int, bytes]:
+    return status, raw.replace(b'"invalid_request_error"', b'"bad"') if status == 400 else raw
+
+
+def dies_in_the_stream(sent: Sent, status: int, raw: bytes) -> tuple[int, bytes]:
+    if status != 200 or not sent.get("stream"):
+        return status, raw
+    return status, raw[:900].rpartition(b"\n\n")[0] + b'\n\ndata: {"error":{"message":"x"}}\n\n'
+
+
+def serves_everything(sent: Sent, status: int, raw: bytes) -> tuple[int, bytes]:
+    return (200, b"{}") if 400 <= status < 500 else (status, raw)
+
+
+def breaks_always(sent: Sent, status: int, raw: bytes) -> tuple[int, bytes]:
+    """Once it has listed its models."""
+    is_list = b'"object":"list"' in raw
+    return (status, raw) if is_list else (500, b'{"error":{"message":"m","type":"t"}}')
+
+
 def swapped_events(sent: Sent, status: int, raw: bytes) -> tuple[int, bytes]:
     """In the dialects with named events the last two change places."""
     if b"event: " not in raw or status != 200:
@@ -273,7 +329,18 @@ BENDS: dict[str, tuple[Any, str, set[str]]] = {
     "no finish": (streamed(_no_finish), "chat/stream", {"stream/finish", "answer/finish"}),
     "content first": (streamed(_content_first), "thinking/then-answer", {"stream/reasoning-first"}),
     "usage too early": (streamed(_usage_early), "chat/stream", {"stream/usage"}),
+    "no usage chunk": (streamed(_no_usage_chunk), "chat/stream", {"stream/usage"}),
     "half a chunk": (half_a_chunk, "chat/stream", {"chat/stream", "chat/stream-without-usage"}),
+    "error in the stream": (dies_in_the_stream, "chat/stream-*", {"chat/stream-without-usage"}),
+    "another object": (plain(_other_object), "chat/plain", {"answer/shape"}),
+    "undeclared call": (plain(_undeclared), "tools/required-plain-instant",
+                        {"tools/required-plain-instant", "answer/calls"}),
+    "two reasonings": (plain(_two_reasonings), "thinking/type-on", {"answer/reasoning"}),
+    "two cached counts": (plain(_cached_twice), "chat/plain", {"answer/usage"}),
+    "prefix repeated": (plain(_repeats_prefix), "partial", {"partial/continues"}),
+    "image not seen": (plain(_blind), "images/one", {"images/one"}),
+    "tools not seen": (plain(_blind), "tokens/tools-count", {"tokens/tools-count"}),
+    "length not told": (plain(_never_cut), "chat/length", {"chat/length", "answer/limit"}),
     "wrong sum": (plain(_wrong_sum), "chat/plain", {"answer/usage"}),
     "more than the limit": (plain(_many_tokens), "chat/plain", {"answer/limit"}),
     "estimate differs": (plain(_more_prompt), "tokens/estimate", {"tokens/estimate", "tokens/estimate-image"}),

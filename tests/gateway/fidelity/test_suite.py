@@ -14,7 +14,7 @@ from moonlet.gateway.fidelity.suite import GROUPS, run_suite, select
 from moonlet.server import create_app
 from moonlet.server.profiles import PROFILES as SERVER_PROFILES
 from tests.gateway.fidelity.actor import CARD, Actor, Bend, Bent
-from tests.gateway.fidelity.bends import BENDS
+from tests.gateway.fidelity.bends import BENDS, another_type, breaks_always, serves_everything
 
 URL = "http://127.0.0.1:1"
 KEY = "sk-right"
@@ -68,11 +68,57 @@ def test_a_broken_endpoint_fails_where_it_is_broken(name: str) -> None:
     assert all(sentence and "nobody expects" not in sentence for sentence in found.values())
 
 
-def test_a_missing_usage_chunk_is_noticed() -> None:
-    from tests.gateway.fidelity.bends import _no_usage_chunk, streamed
+def test_kimis_types_of_errors() -> None:
+    found = failed(verified("kimi", "requests/no-model", another_type))
+    assert set(found) == {"error/kimi-type"}
 
-    found = failed(verified("open", "chat/stream", streamed(_no_usage_chunk)))
-    assert found["stream/usage"].startswith("0 chunks without choices")
+
+@pytest.mark.parametrize("profile", ["open", "kimi"])
+def test_every_check_can_fail(profile: Profile) -> None:
+    """Whoever serves everything and whoever breaks always fail them all between them."""
+    lenient = failed(verified(profile, bend=serves_everything, key=KEY))
+    broken = failed(verified(profile, bend=breaks_always, key=KEY))
+    wanted = {check.id for check in select(profile)}
+    about_lists = {"models/list", "models/window", "models/kimi-extras"}
+    assert wanted - lenient.keys() - broken.keys() == (about_lists | {"images/blind"}) & wanted
+
+
+@pytest.mark.parametrize(
+    ("broken", "wanted"),
+    [
+        (b"{}", {"models/list"}),
+        (b'{"object":"list","data":[]}', {"models/list"}),
+        (
+            b'{"object":"list","data":[{"id":"actor","object":"model","created":1,"owned_by":"m"}]}',
+            {"models/window", "models/kimi-extras"},
+        ),
+    ],
+)
+def test_a_broken_list_of_models(broken: bytes, wanted: set[str]) -> None:
+    lists = iter([None])  # the first is for finding the model
+
+    def bend(sent: dict[str, Any], status: int, raw: bytes) -> tuple[int, bytes]:
+        is_list = b'"object":"list"' in raw
+        return status, broken if is_list and next(lists, b"") is not None else raw
+
+    assert set(failed(verified("kimi", "models/*", bend))) == wanted
+
+
+def test_a_stream_that_calls_itself_something_else() -> None:
+    class Plain(Bent):
+        async def handle_async_request(self, request: Any) -> Any:
+            response = await super().handle_async_request(request)
+            if "event-stream" in response.headers["content-type"]:
+                response.headers["content-type"] = "text/plain"
+            return response
+
+    async def run() -> list[Result]:
+        async with open_http(Plain(create_app(Actor()))) as http:
+            endpoint = await discover(open_client(http, URL, None), None, "open")
+            checks = select("open", "chat/stream")
+            return await run_suite(endpoint, checks, concurrency=4, timeout_s=30)
+
+    assert set(failed(asyncio.run(run()))) == {"stream/type"}
 
 
 def test_what_kimi_refuses_has_to_be_refused() -> None:
@@ -103,7 +149,7 @@ def test_a_model_that_neither_sees_nor_thinks() -> None:
 def test_an_endpoint_without_the_other_routes_is_not_blamed() -> None:
     def bend(sent: dict[str, Any], status: int, raw: bytes) -> tuple[int, bytes]:
         is_chat = "messages" in sent and "max_tokens" in sent and "seed" in sent
-        return (status, raw) if is_chat else (404, b"{}")
+        return (status, raw) if is_chat or not sent else (404, b"{}")
 
     for only in ("responses", "messages/*", "tokens/estimate"):
         results = verified(only=only, bend=bend)
@@ -134,7 +180,9 @@ def test_a_hang_is_a_failure() -> None:
 )
 @pytest.mark.parametrize("profile", ["open", "kimi"])
 def test_whatever_comes_every_check_ends_in_a_sentence(profile: Profile, raw: bytes) -> None:
-    results = verified(profile, bend=lambda sent, status, _: (200, raw))
+    results = verified(
+        profile, bend=lambda sent, status, body: (200, raw) if sent else (status, body)
+    )
     assert len(failed(results)) > 100
     assert all(len(sentence) < 600 for sentence in failed(results).values())
 

@@ -75,12 +75,18 @@ def _entry(reply: Reply, model: str | None) -> dict[str, Any]:
 async def _seen_thinking(endpoint: Endpoint) -> bool:
     """Whether a small request with the switch on is answered with reasoning.
 
-    Raises VerifyError when even that one cannot be asked.
+    Three tries, because a sampled answer may also end at once. Raises VerifyError when even this cannot
+    be asked.
     """
     try:
-        answer = await endpoint.ask(think=True, tokens=4 * FEW_TOKENS)
-        return bool(answer.first.reasoning) or bool(answer.usages and answer.reasoning_tokens)
+        for seed in range(3):
+            answer = await endpoint.ask(
+                "What is 2+3?", think=True, tokens=4 * FEW_TOKENS, seed=seed
+            )
+            if answer.first.reasoning or (answer.usages and answer.reasoning_tokens):
+                return True
     except Unreachable as error:
         raise VerifyError(f"{endpoint.client.base} broke off: {error}") from error
     except Failed:
-        return False  # the checks will tell what is wrong with it
+        pass  # the checks will tell what is wrong with it
+    return False
