@@ -315,6 +315,34 @@ def lost_event(sent: Sent, status: int, raw: bytes) -> tuple[int, bytes]:
     return status, b"\n\n".join(found)
 
 
+def lost_ending(sent: Sent, status: int, raw: bytes) -> tuple[int, bytes]:
+    if b"event: " not in raw or status != 200:
+        return status, raw
+    *found, _, end = raw.split(b"\n\n")
+    return status, b"\n\n".join((*found, end))
+
+
+def wrong_place(sent: Sent, status: int, raw: bytes) -> tuple[int, bytes]:
+    """The pieces of all dialects with named events belong to an item that never began."""
+    raw = raw.replace(b'"content_block_delta","index":0', b'"content_block_delta","index":7')
+    return status, raw.replace(
+        b'"output_index":0,"content_index"', b'"output_index":7,"content_index"'
+    )
+
+
+def _other_text(sent: Sent, body: dict[str, Any]) -> None:
+    message = body["choices"][0]["message"]
+    message["content"] = (message["content"] or "").replace("é", "ééé")
+
+
+def _another_stream(sent: Sent, values: list[Any]) -> None:
+    """A piece of the arguments ends up in another stream."""
+    for delta in deltas(values):
+        for call in delta.get("tool_calls", ()):
+            text = call["function"].get("arguments", "")
+            call["function"]["arguments"] = text.replace("cC", "dD")
+
+
 def half_a_chunk(sent: Sent, status: int, raw: bytes) -> tuple[int, bytes]:
     return status, raw.replace(b'"delta":{', b'"delta":', 1) if sent.get("stream") else raw
 
@@ -370,5 +398,9 @@ BENDS: dict[str, tuple[Any, str, set[str]]] = {
     "error without shape": (bare_error, "requests/no-messages", {"error/shape"}),
     "unknown model served": (unknown_model_200, "models/unknown", {"models/unknown"}),
     "events swapped": (swapped_events, "*/stream", {"responses/stream", "messages/stream"}),
+    "ending lost": (lost_ending, "*/stream", {"responses/stream", "messages/stream"}),
+    "piece in a wrong place": (wrong_place, "*/stream", {"responses/stream", "messages/stream"}),
+    "answer does not fit": (plain(_other_text), "schemas/answer-string-exact", {"schemas/answer-string-exact"}),
+    "calls mixed": (streamed(_another_stream), "parallel/calls", {"parallel/calls"}),
     "event lost": (lost_event, "*/stream", {"responses/stream", "messages/stream"}),
 }  # fmt: skip

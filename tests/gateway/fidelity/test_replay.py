@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -216,6 +218,19 @@ def test_a_run_goes_on_where_it_was_killed(tmp_path: Path) -> None:
     assert [record.request for record in found] == [record.request for record in whole]
 
 
+def test_a_kill_loses_nothing_that_was_added(tmp_path: Path) -> None:
+    code = f"""
+import os, signal
+from pathlib import Path
+from moonlet.gateway.fidelity.records import Record, RecordFile
+file = RecordFile(Path({str(tmp_path / "out")!r}))
+file.add(Record("s", "r", "m"))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    subprocess.run([sys.executable, "-c", code], check=False)
+    assert read_records(tmp_path / "out") == [Record("s", "r", "m")]
+
+
 def test_what_was_not_answered_is_asked_again_later(tmp_path: Path) -> None:
     file, output = write(tmp_path / "s.jsonl", sample("q")), tmp_path / "out.jsonl"
     [failed] = played(Script({"q": httpx2.Response(400, json={})}), file, output)
@@ -232,6 +247,9 @@ def test_another_model_is_another_request_but_the_same_sample(tmp_path: Path) ->
     [second] = played(Script(ANSWERS), file, output, model="another")
     assert first.sample == second.sample
     assert first.request != second.request
+    renamed = write(tmp_path / "t.jsonl", sample("talks", model="somebody else's"))
+    [third] = played(Script(ANSWERS), renamed)
+    assert (third.sample, third.request) == (first.sample, first.request)
 
 
 def test_equal_samples_are_asked_once(tmp_path: Path) -> None:

@@ -99,6 +99,14 @@ def test_what_is_no_schema(schema: Any) -> None:
         problem({}, schema)
 
 
+def test_nothing_is_fetched_to_judge(monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched: list[Any] = []
+    monkeypatch.setattr("urllib.request.urlopen", fetched.append)
+    with pytest.raises(NoSchema):
+        problem({}, {"$ref": "http://127.0.0.1:1/schema"})
+    assert fetched == []
+
+
 def test_a_value_may_be_nested_as_deep_as_it_likes() -> None:
     tree = {"type": "array", "items": {"$ref": "#"}}
     deep = json.loads("[" * 900 + "]" * 900)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from moonlet.gateway.fidelity.answers import Answer, Call, Choice
-from moonlet.gateway.fidelity.client import parse_json, shown
+from moonlet.gateway.fidelity.client import shown
 from moonlet.gateway.fidelity.endpoint import Endpoint
 from moonlet.gateway.fidelity.errors import Failed, Skipped
 from moonlet.gateway.fidelity.judge import text_problem
@@ -90,11 +90,6 @@ async def json_answer(
     if found := text_problem(text, case.root):
         raise Failed(f"the answer is wrong: {found}")
     return text
-
-
-def value_of(text: str) -> Any:
-    """The `value` in a JSON text that was judged already."""
-    return parse_json(text)["value"]
 
 
 def _tokens(endpoint: Endpoint, case: Case, think: bool) -> int:
