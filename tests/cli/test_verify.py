@@ -134,6 +134,21 @@ def test_samples_are_replayed_and_compared(
     assert "have no answer" in out
 
 
+def test_ctrl_c_says_that_nothing_is_lost(
+    server: Running,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    def pressed(work: Any) -> int:
+        work.close()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("moonlet.cli.verify.asyncio.run", pressed)
+    status, _, err = ran(capsys, server.url, "--samples", "s", "--output", str(tmp_path / "o"))
+    assert (status, err) == (130, "stopped; the same command goes on from there\n")
+
+
 def test_no_samples_is_the_users_mistake(
     server: Running, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

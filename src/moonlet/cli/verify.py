@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import sys
 import time
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Sequence
@@ -90,8 +91,12 @@ def run(args: Namespace) -> int:
         raise UsageError(
             f"moonlet verify needs {error.name}, which judges arguments: pip install 'moonlet[verify]'"
         ) from error
-    work = _replay if args.samples is not None else _verify
-    return asyncio.run(work(args))
+    try:
+        return asyncio.run((_verify if args.samples is None else _replay)(args))
+    except KeyboardInterrupt:
+        if args.output is not None:
+            print("stopped; the same command goes on from there", file=sys.stderr)
+        raise
 
 
 async def _verify(args: Namespace) -> int:
@@ -128,7 +133,7 @@ async def _verify(args: Namespace) -> int:
 
 async def _replay(args: Namespace) -> int:
     from moonlet.gateway.fidelity.client import open_client, open_http
-    from moonlet.gateway.fidelity.discovery import discover
+    from moonlet.gateway.fidelity.discovery import find_model
     from moonlet.gateway.fidelity.records import RecordFile, read_records
     from moonlet.gateway.fidelity.replay import replay
     from moonlet.gateway.fidelity.samples import read_samples
@@ -141,7 +146,7 @@ async def _replay(args: Namespace) -> int:
     key, done = _key(args), 0
     async with open_http() as http:
         client = open_client(http, args.url, key)
-        model = args.model or (await discover(client, None, args.profile)).model
+        model, _ = await find_model(client, args.model)
         records = RecordFile(args.output)
         try:
             with progress_bar(f"asking {model}") as show:

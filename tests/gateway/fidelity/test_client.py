@@ -106,6 +106,13 @@ def test_too_much_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         asked(lambda _: httpx2.Response(200, content=b"x" * 101))
 
 
+def test_too_many_lines_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "MAX_LINES", 6)
+    assert len(Reply(200, {}, b"data: 1\n\n" * 3).events) == 3
+    with pytest.raises(Failed, match="more than 6 lines"):
+        _ = Reply(200, {}, b"data: 1\n\n" * 4).events
+
+
 @pytest.mark.parametrize(
     "error", [httpx2.ConnectError("no"), httpx2.ConnectTimeout(""), httpx2.ReadError("")]
 )

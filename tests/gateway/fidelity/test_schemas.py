@@ -7,7 +7,7 @@ import pytest
 
 from moonlet.chat.mfjs import check_mfjs
 from moonlet.errors import PromptError
-from moonlet.gateway.fidelity.judge import NoSchema, problem, text_problem
+from moonlet.gateway.fidelity.judge import MAX_CHARACTERS, NoSchema, problem, text_problem
 from moonlet.gateway.fidelity.schemas import (
     MFJS,
     SAMPLE,
@@ -111,6 +111,10 @@ def test_a_value_may_be_nested_as_deep_as_it_likes() -> None:
     tree = {"type": "array", "items": {"$ref": "#"}}
     deep = json.loads("[" * 900 + "]" * 900)
     assert problem(deep, tree) in (None, "it is nested too deep")
+
+
+def test_a_text_of_any_length_is_judged_at_once() -> None:
+    assert "more than" in (text_problem(f"[{'1,' * MAX_CHARACTERS}1]", {"uniqueItems": True}) or "")
 
 
 def test_openai_requires_every_property() -> None:

@@ -125,8 +125,11 @@ def read_plain(reply: Reply) -> Answer:
     return answer
 
 
-def read_stream(reply: Reply) -> Answer:
-    """Raises Failed when an event is no chunk of a chat completion, or tells an error."""
+def read_stream(reply: Reply, *, keep_chunks: bool = True) -> Answer:
+    """Raises Failed when an event is no chunk of a chat completion, or tells an error.
+
+    Without `keep_chunks` only what they say together is kept.
+    """
     answer = Answer({})
     calls: dict[tuple[int, int], Call] = {}
     for number, event in enumerate(reply.events):
@@ -134,6 +137,9 @@ def read_stream(reply: Reply) -> Answer:
             answer.after_done = len(reply.events) - number - 1
             break
         _add_chunk(answer, _chunk(event.data, number), calls)
+        if not keep_chunks:
+            answer.chunks.clear()
+            answer.pieces.clear()
     if answer.chunks:
         answer.body = answer.chunks[0]
     return answer

@@ -16,7 +16,8 @@ import httpx2
 from moonlet.gateway.fidelity.errors import Failed, Unreachable, VerifyError
 from moonlet.gateway.fidelity.sse import ServerEvent, read_events
 
-MAX_BYTES = 64 * 2**20  # of one answer
+MAX_BYTES = 64 * 2**20  # of one answer: 128,000 tokens streamed one by one take half of it
+MAX_LINES = 500_000  # of one stream
 CONNECT_S = 10.0
 IDLE_S = 2.0  # before servers close a connection that nobody uses, which would look like a failure
 MAX_ATTEMPTS = 5
@@ -41,6 +42,9 @@ class Reply:
 
     @cached_property
     def events(self) -> list[ServerEvent]:
+        """The body as a stream. Raises Failed for one that is endless in practice."""
+        if self.raw.count(b"\n") > MAX_LINES:
+            raise Failed(f"the stream has more than {MAX_LINES} lines")
         return read_events(self.raw)
 
     @property

@@ -1,5 +1,6 @@
 """What the endpoint says of itself before anything is checked."""
 
+from dataclasses import replace
 from typing import Any
 
 from moonlet.gateway.fidelity.check import Profile
@@ -12,14 +13,8 @@ WINDOWS = ("context_length", "max_model_len", "context_window", "max_context_len
 
 
 async def discover(client: Client, model: str | None, profile: Profile) -> Endpoint:
-    """The endpoint with `model`, or with the first one that it lists.
-
-    Raises VerifyError when nobody answers there, the key is refused, or no model can be told.
-    """
-    entry = _entry(await _models(client), model)
-    name = model or (entry.get("id") if entry else None)
-    if not isinstance(name, str) or not name:
-        raise VerifyError(f"{client.base} lists no model; name one with --model")
+    """The endpoint with `model`, or with the first one that it lists. Raises what `find_model` raises."""
+    name, entry = await find_model(client, model)
     images, thinks = entry.get("supports_image_in"), entry.get("supports_reasoning")
     endpoint = Endpoint(
         client,
@@ -31,7 +26,19 @@ async def discover(client: Client, model: str | None, profile: Profile) -> Endpo
     )
     if isinstance(thinks, bool) or await _seen_thinking(endpoint):
         return endpoint
-    return Endpoint(client, name, profile, endpoint.window, endpoint.images, thinks=False)
+    return replace(endpoint, thinks=False)
+
+
+async def find_model(client: Client, model: str | None) -> tuple[str, dict[str, Any]]:
+    """The name of `model`, or of the first that is listed, and what the list says of it.
+
+    Raises VerifyError when nobody answers there, the key is refused, or no model can be told.
+    """
+    entry = _entry(await _models(client), model)
+    name = model or entry.get("id")
+    if not isinstance(name, str) or not name:
+        raise VerifyError(f"{client.base} lists no model; name one with --model")
+    return name, entry
 
 
 def window_of(entry: dict[str, Any]) -> int | None:

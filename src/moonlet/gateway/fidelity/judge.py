@@ -13,6 +13,7 @@ from referencing.exceptions import Unresolvable
 
 from moonlet.gateway.fidelity.client import parse_json, shown
 
+MAX_CHARACTERS = 2**20  # of a text that is judged
 _NOTHING_REMOTE: Registry[Any] = Registry()  # a schema may refer to itself only
 
 
@@ -38,6 +39,8 @@ def problem(value: Any, schema: Any) -> str | None:
 
 def text_problem(text: str, schema: Any) -> str | None:
     """The same of a JSON text."""
+    if len(text) > MAX_CHARACTERS:
+        return f"{shown(text)} has more than {MAX_CHARACTERS} characters"
     try:
         value = parse_json(text)
     except ValueError:

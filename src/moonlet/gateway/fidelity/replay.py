@@ -95,7 +95,7 @@ def _read(body: dict[str, Any], reply: Reply) -> Answer:
     """Raises Unreachable for a stream that broke off, Failed for what is no answer."""
     if body.get("stream") is not True:
         return read_plain(reply)
-    answer = read_stream(reply)
+    answer = read_stream(reply, keep_chunks=False)  # there may be 100,000 of them
     if answer.after_done is None:
         raise Unreachable("the stream ended without [DONE]")
     return answer
