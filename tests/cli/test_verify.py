@@ -1,6 +1,7 @@
 """`moonlet verify`: what it prints and how it exits, at a real server and at none."""
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,18 @@ def test_ctrl_c_says_that_nothing_is_lost(
     monkeypatch.setattr("moonlet.cli.verify.asyncio.run", pressed)
     status, _, err = ran(capsys, server.url, "--samples", "s", "--output", str(tmp_path / "o"))
     assert (status, err) == (130, "stopped; the same command goes on from there\n")
+
+
+def test_without_the_judge_it_says_what_to_install(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.startswith("moonlet.gateway")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "jsonschema", None)
+    status, _, err = ran(capsys, "http://127.0.0.1:1")
+    assert status == 2
+    assert "needs jsonschema" in err
+    assert "moonlet[verify]" in err
 
 
 def test_no_samples_is_the_users_mistake(

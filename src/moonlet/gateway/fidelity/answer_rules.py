@@ -6,7 +6,7 @@ from moonlet.gateway.fidelity.answers import Answer
 from moonlet.gateway.fidelity.check import Group, Seen
 from moonlet.gateway.fidelity.client import shown
 from moonlet.gateway.fidelity.errors import Failed
-from moonlet.gateway.fidelity.shape import member, needed
+from moonlet.gateway.fidelity.shape import member, needed, objects
 
 answers = Group("answer")
 errors = Group("error")
@@ -29,7 +29,7 @@ def shape(seen: Seen) -> str | None:
         needed(body, name, kind)
     if body.get("object") != "chat.completion":
         return f"object is {shown(body.get('object'))}, not chat.completion"
-    for choice in body["choices"]:
+    for choice in objects(body, "choices"):
         message = choice["message"]
         if message.get("role") != "assistant":
             return f"the role of an answer is {shown(message.get('role'))}"
@@ -109,10 +109,10 @@ def ids(seen: Seen) -> str | None:
 
 @answers.rule("reasoning", "reasoning says the same under both of its names", "plain")
 def reasoning(seen: Seen) -> str | None:
-    for choice in _answer(seen).body["choices"]:
+    for choice in objects(_answer(seen).body, "choices"):
         message = choice["message"]
-        told = {message[name] for name in ("reasoning_content", "reasoning") if message.get(name)}
-        if len(told) > 1:
+        official, other = message.get("reasoning_content"), message.get("reasoning")
+        if official and other and official != other:
             return "reasoning_content and reasoning differ"
     return None
 

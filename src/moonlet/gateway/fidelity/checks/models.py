@@ -80,7 +80,7 @@ async def wrong(endpoint: Endpoint) -> None:
 
 def _with_key(endpoint: Endpoint, key: str | None) -> Endpoint:
     if endpoint.client.key is None:
-        raise Skipped("no key was given, so the endpoint wants none")
+        raise Skipped("no key was given, so there is none to withhold")
     return replace(endpoint, client=replace(endpoint.client, key=key))
 
 
