@@ -86,8 +86,8 @@ def test_every_check_can_fail(profile: Profile) -> None:
 @pytest.mark.parametrize(
     ("broken", "wanted"),
     [
-        (b"{}", {"models/list"}),
-        (b'{"object":"list","data":[]}', {"models/list"}),
+        (b"{}", {"models/list", "models/window", "models/kimi-extras"}),
+        (b'{"object":"list","data":[]}', {"models/list", "models/window", "models/kimi-extras"}),
         (
             b'{"object":"list","data":[{"id":"actor","object":"model","created":1,"owned_by":"m"}]}',
             {"models/window", "models/kimi-extras"},

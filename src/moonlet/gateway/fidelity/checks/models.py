@@ -1,6 +1,7 @@
 """The list of models, models that do not exist, and keys."""
 
 from dataclasses import replace
+from typing import Any
 
 from moonlet.gateway.fidelity.check import Group
 from moonlet.gateway.fidelity.client import Reply, shown
@@ -35,19 +36,23 @@ async def model_list(endpoint: Endpoint) -> None:
 
 @group.check("window", "GET /models, to see how long a context may be", ("open", "kimi"))
 async def window(endpoint: Endpoint) -> None:
-    reply = await endpoint.client.send("GET", "/models")
-    for entry in objects(reply.json, "data"):
-        if window_of(entry) is None:
-            raise Failed(f"no model says how long its context is, as {WINDOWS[0]} or otherwise")
+    if window_of(await _entry(endpoint)) is None:
+        raise Failed(f"the list does not say how long a context is, as {WINDOWS[0]} or otherwise")
 
 
 @group.check("kimi-extras", "GET /models", ("kimi",))
 async def extras(endpoint: Endpoint) -> None:
+    entry = await _entry(endpoint)
+    needed(entry, "context_length", int, "the model")
+    for name in ("supports_image_in", "supports_video_in", "supports_reasoning"):
+        needed(entry, name, bool, "the model")
+
+
+async def _entry(endpoint: Endpoint) -> dict[str, Any]:
+    """What the list says of the model; nothing for one that it does not have."""
     reply = await endpoint.client.send("GET", "/models")
-    for entry in objects(reply.json, "data"):
-        needed(entry, "context_length", int, "a model")
-        for name in ("supports_image_in", "supports_video_in", "supports_reasoning"):
-            needed(entry, name, bool, "a model")
+    entries = objects(reply.json, "data")
+    return next((entry for entry in entries if entry.get("id") == endpoint.model), {})
 
 
 @group.check("one", "GET /models/ID")
