@@ -12,9 +12,10 @@
       QuotaError           an API key that has used up its budget
       TrainingError        a training run that cannot go on
 
-Two more stand beside their only user: `ApiError` in `server/errors.py`, which knows an HTTP status, and
-`UsageError` in `cli/console.py`. Each also inherits the standard exception that it refines, so callers
-may catch either. A message is one sentence that says what is wrong and what to do.
+Others stand beside their only user: `ApiError` in `server/errors.py`, which knows an HTTP status, those of
+`gateway/fidelity/errors.py`, which end a check, and `UsageError` in `cli/console.py`. Each also inherits the standard
+exception that it refines, so callers may catch either. A message is one sentence that says what is wrong and
+what to do.
 """
 
 

@@ -58,6 +58,21 @@ FLAGS = {
         "--repeat",
     ],
     "doctor": ["--help", "--json"],
+    "verify": [
+        "--api-key",
+        "--concurrency",
+        "--extra-body",
+        "--help",
+        "--json",
+        "--model",
+        "--only",
+        "--output",
+        "--profile",
+        "--reference",
+        "--samples",
+        "--timeout",
+        "URL",
+    ],
     "train": ["--help", "--json", "--out", "RECIPE"],
 }
 
@@ -131,7 +146,7 @@ def test_starting_loads_nothing_heavy() -> None:
     code = (
         "import sys; from moonlet.cli.commands import build_parser; build_parser()\n"
         "heavy = {'torch', 'numpy', 'transformers', 'tiktoken', 'PIL', 'fastapi', 'uvicorn', 'rich', "
-        "'huggingface_hub'}\n"
+        "'huggingface_hub', 'httpx2', 'jsonschema'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -14,11 +14,11 @@ from argparse import ArgumentParser
 from collections.abc import Sequence
 
 from moonlet import __version__
-from moonlet.cli import bench, chat, convert, doctor, imatrix, inspect, serve, train
+from moonlet.cli import bench, chat, convert, doctor, imatrix, inspect, serve, train, verify
 from moonlet.cli.console import mend_streams, printable
 from moonlet.errors import MoonletError
 
-COMMANDS = (serve, chat, inspect, convert, imatrix, bench, doctor, train)
+COMMANDS = (serve, chat, inspect, convert, imatrix, bench, doctor, verify, train)
 
 
 def build_parser() -> ArgumentParser:
