@@ -3,7 +3,7 @@
 nano is so small that what stands around the kernels shows: scheduler, tables, tensors, sampler, handing out. In
 8 bits a kernel is a call into moonlet's own, timed from Python, so that the call itself counts as kernel.
 In float32 it is an operation of torch with all that it calls, as torch's profiler tells; the profiler's own time is
-partly in there, which makes the share look smaller by some per cent.
+mostly in there, which makes the share look smaller by some per cent.
 """
 
 import itertools
@@ -57,15 +57,14 @@ def measured(model: Model, streams: int, watch: "Callable[[Engine], Watch]") -> 
         steps, seconds = answers(engine, streams)
         watching = watch(engine)
         answers(engine, streams)
-        kernel_s = watching.kernel_s_per_step()
+        outside = 1 - watching.share()
     finally:
         engine.close()
     return {
         "steps_per_s": steps / seconds,
         "tokens_per_s": streams * (TOKENS - 1) / seconds,
         "step_ms": 1e3 * seconds / steps,
-        "kernels_ms": 1e3 * kernel_s,
-        "outside": 1 - kernel_s * steps / seconds,
+        "outside": outside,
     }
 
 
@@ -101,30 +100,30 @@ def answers(engine: Engine, streams: int) -> tuple[int, float]:
 class Watch(Protocol):
     """Looks on while steps are computed."""
 
-    def kernel_s_per_step(self) -> float: ...
+    def share(self) -> float:
+        """Of the time of the steps that were watched, the kernels' part."""
+        ...
 
 
 class KernelWatch:
-    """Times every call into moonlet's kernels while answers are decoded."""
+    """Times every call into moonlet's kernels, from the first decoding step that follows another to the last."""
 
     def __init__(self, engine: Engine) -> None:
-        self._seconds, self._steps = 0.0, 0
-        self._decoding = False
+        self._inside = self._before = self._begun = self._ended = 0.0
         for module in engine.model.modules():
             if isinstance(module, PackedDecoder):
                 module.together = self._timed(module.together)  # pyright: ignore[reportAttributeAccessIssue]
                 module.norm.forward = self._timed(module.norm.forward)
             elif isinstance(module, PackedLinear):
                 module.matrix = self._timed(module.matrix)  # pyright: ignore[reportAttributeAccessIssue]
-        decode = engine._batch.decode
+        decode, number = engine._batch.decode, itertools.count()
 
         def step(tasks: Any) -> Any:
-            self._decoding = True
-            self._steps += 1
-            try:
-                return decode(tasks)
-            finally:
-                self._decoding = False
+            self._ended = time.perf_counter()  # of the step before this
+            if next(number) == SKIPPED:
+                self._inside, self._begun = 0.0, self._ended
+            self._before = self._inside
+            return decode(tasks)
 
         engine._batch.decode = step
 
@@ -132,14 +131,13 @@ class KernelWatch:
         def timed(*arguments: Any) -> Any:
             start = time.perf_counter()
             result = call(*arguments)
-            if self._decoding:
-                self._seconds += time.perf_counter() - start
+            self._inside += time.perf_counter() - start
             return result
 
         return timed
 
-    def kernel_s_per_step(self) -> float:
-        return self._seconds / self._steps
+    def share(self) -> float:
+        return self._before / (self._ended - self._begun)
 
 
 class TorchWatch:
@@ -147,18 +145,22 @@ class TorchWatch:
 
     def __init__(self, engine: Engine) -> None:
         self._profile = profile(activities=[ProfilerActivity.CPU])
+        self._begun = self._ended = 0.0
         decode, number = engine._batch.decode, itertools.count()
 
         def step(tasks: Any) -> Any:
             match next(number):
                 case n if n == SKIPPED:
                     self._profile.start()
+                    self._begun = time.perf_counter()
                 case n if n == SKIPPED + PROFILED:
+                    self._ended = time.perf_counter()
                     self._profile.stop()
             return decode(tasks)
 
         engine._batch.decode = step
 
-    def kernel_s_per_step(self) -> float:
+    def share(self) -> float:
         events = self._profile.events() or []
-        return sum(one.cpu_time_total for one in events if one.cpu_parent is None) / 1e6 / PROFILED
+        inside = sum(one.cpu_time_total for one in events if one.cpu_parent is None) / 1e6
+        return inside / (self._ended - self._begun)
