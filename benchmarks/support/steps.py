@@ -34,6 +34,7 @@ SKIPPED, PROFILED = 40, 10  # steps
 
 def run() -> list[dict[str, Any]]:
     """A row for each form of nano and number of streams."""
+    torch.set_num_threads(1)  # as `moonlet serve` does for so small a model
     with TemporaryDirectory(prefix="moonlet-steps-") as folder:
         eight_bit = Path(folder) / "nano.gguf"
         wish = Wish(load_mix("q8_0"))

@@ -28,6 +28,7 @@ from moonlet.errors import CheckpointError, MoonletError, NotSupportedError, Tok
 from moonlet.model import FloatForm, is_quantized, load_model, load_packed
 
 SMALL_BYTES = 10**9
+SERIAL_PARAMETERS = 20_000_000  # up to here torch's threads wait for each other longer than they compute
 _SAMPLE = 2**20  # bytes
 
 
@@ -60,9 +61,12 @@ def load(
         except (CheckpointError, TokenizerError) as error:  # who gave a GGUF knows no such folder
             raise type(error)(str(error).replace(str(folder), str(path))) from error
     _check_fit(config, tokenizer)  # before the weights come, which may take long
-    model = (
-        load_packed(path, floats) if is_quantized(path) else load_model(path, compute_type(config))
-    )
+    if is_quantized(path):
+        model = load_packed(path, floats)
+    else:
+        model = load_model(path, compute_type(config))
+        if _parameters(config) <= SERIAL_PARAMETERS:
+            torch.set_num_threads(1)  # in the whole process, which is there to serve this model
     disk = None
     if cache_folder is not None:
         made_by = fingerprint(path, config, floats, str(compute_type(config)))
@@ -139,8 +143,12 @@ def compute_type(config: ModelConfig) -> torch.dtype | None:
     Where a CPU has no bfloat16 units float32 is faster, and it is always more exact; what it costs is
     memory.
     """
+    return torch.float32 if 4 * _parameters(config) < SMALL_BYTES else None
+
+
+def _parameters(config: ModelConfig) -> int:
     sizes = model_sizes(config)
-    return torch.float32 if 4 * sizes.parameters(*sizes.parts) < SMALL_BYTES else None
+    return sizes.parameters(*sizes.parts)
 
 
 def _check_fit(config: ModelConfig, tokenizer: Tokenizer) -> None:
