@@ -249,6 +249,7 @@ def test_many_threads_compile_and_run_at_once() -> None:
     ("schema", "reason"),
     [
         ({"type": "string", "pattern": "("}, "unclosed group"),
+        ({"type": "string", "pattern": "^(((x{500}){500}){500}){500}$"}, "too many expressions"),
         ({"type": "string", "pattern": "(?=a)b"}, "look-around"),
         ({"type": "foo"}, "Invalid type"),
         ({"type": "integer", "minimum": 5, "maximum": 3}, "Unsatisfiable"),
