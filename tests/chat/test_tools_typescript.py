@@ -113,3 +113,10 @@ def test_junk_gives_text_or_value_error(parameters: Any) -> None:
         return
     assert text.startswith("# Tools\n")
     assert text.endswith("}\n")
+
+
+@pytest.mark.timeout(60)  # name by name it would take minutes
+def test_as_many_required_names_as_there_are_properties() -> None:
+    names = [f"p{i}" for i in range(100_000)]
+    schema = {"type": "object", "properties": {name: {} for name in names}, "required": names}
+    assert declare(schema).count(": any") == 100_000

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from llguidance import LLParserLimits
+from llguidance import LLMatcher, LLParserLimits
 
 import moonlet.nano
 from moonlet.chat.tokenizer import Tokenizer
@@ -284,6 +284,26 @@ def test_large_schemas_take_their_steps(schema: dict[str, Any]) -> None:
         mask = guide.mask()
         assert mask is not None
         guide.accept(int(rng.choice(np.flatnonzero(mask))))
+
+
+def test_the_lexer_is_built_where_the_schema_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That is by its first mask; in the engine's thread all other answers would wait for it."""
+    masked: list[LLMatcher] = []
+
+    class Recorded:
+        grammar_from_json_schema = LLMatcher.grammar_from_json_schema
+
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            self.inner = LLMatcher(*arguments, **options)
+
+        def __getattr__(self, name: str) -> Any:
+            if name == "compute_bitmask":
+                masked.append(self.inner)
+            return getattr(self.inner, name)
+
+    monkeypatch.setattr(grammar, "LLMatcher", Recorded)
+    COMPILER.schema({"const": "compiled here for the first time"})
+    assert len(masked) == 1
 
 
 def test_a_grammar_that_becomes_too_complex_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

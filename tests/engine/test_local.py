@@ -30,7 +30,7 @@ from moonlet.checkpoint import save_checkpoint
 from moonlet.config import preset
 from moonlet.engine import Drawn, Finished, GenerateRequest, LocalProvider, load
 from moonlet.engine.local import compute_type, sampling_defaults
-from moonlet.engine.provider import SamplingDefaults
+from moonlet.engine.provider import MEDIA_WAITING, SamplingDefaults
 from moonlet.engine.stream import Item, Stream
 from moonlet.errors import CheckpointError, EngineError, MediaError, PromptError, TokenizerError
 from moonlet.model import Model, build_on_meta
@@ -152,6 +152,40 @@ def test_leaving_an_answer_frees_the_engine(
     asyncio.run(leave())
     assert streams[0].is_cancelled
     assert answer(provider, request(max_tokens=3)).usage.completion_tokens > 0
+
+
+def test_only_some_prompts_wait_with_their_pictures_decoded(
+    provider: LocalProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Decoded pictures are large: the next prompt is rendered when one has been computed."""
+    sinks: list[Callable[[Item], None]] = []
+
+    def submit(asked: GenerateRequest, sink: Callable[[Item], None], after: None) -> Stream:
+        sinks.append(sink)
+        return Stream(sink)
+
+    monkeypatch.setattr(provider._engine, "submit", submit)
+
+    async def ask() -> None:
+        streams = [provider.stream(request([picture(28, 28)])) for _ in range(MEDIA_WAITING + 1)]
+        steps = {asyncio.ensure_future(anext(stream)): stream for stream in streams}
+        waiting = set(steps)
+        while len(waiting) > 1:
+            done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            assert all(isinstance(step.result(), Started) for step in done)
+        [last] = waiting
+        text = provider.stream(request())  # without pictures nobody waits
+        assert isinstance(await anext(text), Started)
+        assert not last.done()
+        for sink in sinks:
+            sink(Drawn(65))
+        first = next(step for step in steps if step is not last)
+        await anext(steps[first])
+        assert isinstance(await last, Started)
+        for stream in [*streams, text]:
+            await stream.aclose()
+
+    asyncio.run(ask())
 
 
 class ScriptedEngine:

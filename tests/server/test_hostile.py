@@ -20,7 +20,9 @@ from moonlet.chat.provider import (
     ToolCallStart,
     Usage,
 )
+from moonlet.errors import PromptError
 from moonlet.server import create_app
+from moonlet.server.dialect import Places
 from tests.server.running import WAIT_S, Running, serving
 
 HI: Any = [{"role": "user", "content": "hi"}]
@@ -359,3 +361,11 @@ def test_leaving_at_any_moment_leaves_nothing_behind() -> None:
         assert provider.finished == 0
         server.loop.call_soon_threadsafe(gate.set)
         assert post(server, "/v1/chat/completions", BODY)[0] == 200
+
+
+@pytest.mark.timeout(60)  # place by place it would take minutes
+def test_a_place_is_found_among_a_hundred_thousand() -> None:
+    places = Places({f"messages[{i}]": f"input[{i + 1}]" for i in range(100_000)})
+    for _ in range(50):
+        error = places.relocated(PromptError("messages[9].content is wrong", "messages[9].content"))
+        assert (error.param, error.message) == ("input[10].content", "input[10].content is wrong")

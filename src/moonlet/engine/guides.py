@@ -1,6 +1,7 @@
 """What a request asks of its answer -> the guide that holds it to that: a schema, calls, a thinking budget."""
 
 import asyncio
+import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 
@@ -12,7 +13,7 @@ from moonlet.chat.tokenizer import Tokenizer
 from moonlet.engine.grammar import GrammarCompiler
 from moonlet.engine.guide import AfterThinking, Guide
 
-COMPILES_AT_ONCE = 2
+COMPILES_AT_ONCE = max(1, (os.cpu_count() or 1) // 4)  # the engine needs the other cores
 
 
 class Guides:

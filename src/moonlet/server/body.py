@@ -1,10 +1,10 @@
 """A request body as a JSON object, or a refusal: nothing a client sends may hurt the server.
 
 Guarded against: bodies over the limit (before they are in memory), many large ones at once, bodies that
-come drop by drop or never end, more values than any real request has (before they are Python objects, of which each takes
-far more memory than its text), invalid UTF-8 and JSON, NaN and infinities, integers of thousands of
-digits, nesting deeper than any real request, and lone surrogates, which Python's JSON accepts but no
-UTF-8 answer or tokenizer can carry.
+come drop by drop or never end, more values than any real request has (before they are Python objects, of
+which each takes far more memory than its text), invalid UTF-8 and JSON, NaN and infinities, integers of
+thousands of digits, nesting deeper than any real request, and lone surrogates, which Python's JSON accepts
+but no UTF-8 answer or tokenizer can carry.
 """
 
 import asyncio
