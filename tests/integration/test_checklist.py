@@ -3,7 +3,6 @@
 import base64
 import io
 import json
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -60,21 +59,26 @@ def server(folder: Path) -> Iterator[Running]:
 
 
 @pytest.fixture(scope="module")
-def client(server: Running) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+def client(server: Running) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
 
 
 @pytest.fixture(scope="module")
-def claude(server: Running) -> anthropic.Anthropic:
-    return anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0)
+def claude(server: Running) -> Iterator[anthropic.Anthropic]:
+    with anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0) as client:
+        yield client
 
 
 @pytest.fixture(scope="module")
 def strict(folder: Path) -> Iterator[openai.OpenAI]:
     """Kimi's rules, and a key."""
     provider = load(folder, "kimi-k2.5")
-    with serving(create_app(provider, profile=KIMI, api_keys=[KEY])) as running:
-        yield openai.OpenAI(base_url=f"{running.url}/v1", api_key=KEY, max_retries=0)
+    with (
+        serving(create_app(provider, profile=KIMI, api_keys=[KEY])) as running,
+        openai.OpenAI(base_url=f"{running.url}/v1", api_key=KEY, max_retries=0) as client,
+    ):
+        yield client
     provider.close()
 
 
@@ -334,8 +338,10 @@ def test_metrics_and_health(client: openai.OpenAI, server: Running, folder: Path
     with serving(create_app(loading)) as running:
         assert httpx2.get(f"{running.url}/health").status_code == 200
         assert httpx2.get(f"{running.url}/health/ready").status_code == 503
-        early = openai.OpenAI(base_url=f"{running.url}/v1", api_key="x", max_retries=0)
-        with pytest.raises(openai.InternalServerError) as caught:
+        with (
+            openai.OpenAI(base_url=f"{running.url}/v1", api_key="x", max_retries=0) as early,
+            pytest.raises(openai.InternalServerError) as caught,
+        ):
             chat(early)
         assert caught.value.status_code == 503
         provider = load(folder, "tiny")
@@ -364,23 +370,19 @@ def test_errors_are_objects(client: openai.OpenAI, wrong: dict[str, Any], status
 
 
 def test_too_many_are_told_to_come_back(folder: Path) -> None:
+    def ask(_: int) -> int:
+        try:
+            chat(client, messages=[{"role": "user", "content": "y" * 1500}], max_tokens=60)
+        except openai.APIStatusError as error:
+            waits = int(error.response.headers.get("retry-after", 0))
+            return error.status_code if waits else -1
+        return 200
+
     provider = load(folder, "tiny")
-    with serving(create_app(provider, max_waiting=1)) as running:
-        client = openai.OpenAI(base_url=f"{running.url}/v1", api_key="x", max_retries=0)
-        codes: list[int] = []
-
-        def ask() -> None:
-            try:
-                chat(client, messages=[{"role": "user", "content": "y" * 1500}], max_tokens=60)
-                codes.append(200)
-            except openai.APIStatusError as error:
-                waits = int(error.response.headers.get("retry-after", 0))
-                codes.append(error.status_code if waits else -1)
-
-        threads = [threading.Thread(target=ask) for _ in range(24)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert set(codes) == {200, 429}
+    with (
+        serving(create_app(provider, max_waiting=1)) as running,
+        openai.OpenAI(base_url=f"{running.url}/v1", api_key="x", max_retries=0) as client,
+        ThreadPoolExecutor(24) as pool,
+    ):
+        assert set(pool.map(ask, range(24))) == {200, 429}
     provider.close()
