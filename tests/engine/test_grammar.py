@@ -94,7 +94,9 @@ BOUNDED = [
     {"type": "string", "format": "uuid"}, {"type": "integer", "minimum": 0, "maximum": 500, "multipleOf": 7},
     {"type": "integer", "exclusiveMinimum": 1, "exclusiveMaximum": 4},
     {"type": "array", "prefixItems": [INT, WORD], "items": False, "minItems": 2},
-    {"type": "integer", "minimum": 2**53 + 1, "maximum": 2**53 + 9},
+    {"type": "integer", "minimum": 2**53 + 2, "maximum": 2**53 + 9}, {"type": "integer", "minimum": -(10**30), "maximum": -5},
+    {"type": "integer", "minimum": -(2**63), "maximum": 2**64}, {"type": "integer", "minimum": 2**60, "maximum": 2**60},
+    {"type": "integer", "exclusiveMinimum": -(2**53) - 4, "exclusiveMaximum": 2**53 + 4},
 ]  # fmt: skip
 UNBOUNDED = [
     {}, {"type": "object"}, {"type": "array"}, {"type": "string"}, {"type": "number"}, {"type": "integer"},
