@@ -207,7 +207,7 @@ class _Reader:
         exclusive = key.startswith("exclusive")
         if (value > 0) == (key in _LOWER):
             if exclusive or abs(value) > _LARGEST or float(value) != value:
-                raise self.error(at, f"{key} is {value}, which cannot be held exactly")
+                raise self.error(at, f"{key} is {value!s:.40}, which cannot be held exactly")
             return int(value)
         size = min(abs(value), _LARGEST)
         near = float(size)
