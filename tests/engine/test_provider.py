@@ -227,6 +227,22 @@ def test_a_prompt_is_known_after_a_restart(tmp_path: Path) -> None:
     assert warm.cached_tokens == warm.cached_disk_tokens == (warm.prompt_tokens - 1) // 64 * 64
 
 
+def test_all_spoiled_pages_of_a_prompt_are_written_anew_at_once(tmp_path: Path) -> None:
+    folder = write_tiny_checkpoint(tmp_path / "tiny")
+    request = asked({"role": "user", "content": "q" * 400}, max_tokens=2)
+    cached = []
+    for attempt in range(3):
+        provider = load(folder, "tiny", cache_folder=CacheFolder(tmp_path / "cache", 10**8))
+        cached.append(answer(provider, request).usage.cached_disk_tokens)
+        provider.close()
+        if attempt == 0:
+            files = list((tmp_path / "cache").rglob("*.page"))
+            for file in files:
+                file.write_bytes(b"spoiled")
+    assert len(files) > 3
+    assert cached == [0, 0, 64 * len(files)]
+
+
 def test_a_fingerprint_tells_models_and_ways_apart(tmp_path: Path) -> None:
     config = preset("tiny")
     one, other = (write_tiny_checkpoint(tmp_path / name) for name in ("one", "other"))
