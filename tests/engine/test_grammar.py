@@ -94,7 +94,9 @@ BOUNDED = [
     {"type": "string", "format": "uuid"}, {"type": "integer", "minimum": 0, "maximum": 500, "multipleOf": 7},
     {"type": "integer", "exclusiveMinimum": 1, "exclusiveMaximum": 4},
     {"type": "array", "prefixItems": [INT, WORD], "items": False, "minItems": 2},
-    {"type": "integer", "minimum": 2**53 + 1, "maximum": 2**53 + 9},
+    {"type": "integer", "minimum": 2**53 + 2, "maximum": 2**53 + 9}, {"type": "integer", "minimum": -(10**30), "maximum": -5},
+    {"type": "integer", "minimum": -(2**63), "maximum": 2**64}, {"type": "integer", "minimum": 2**60, "maximum": 2**60},
+    {"type": "integer", "exclusiveMinimum": -(2**53) - 4, "exclusiveMaximum": 2**53 + 4},
 ]  # fmt: skip
 UNBOUNDED = [
     {}, {"type": "object"}, {"type": "array"}, {"type": "string"}, {"type": "number"}, {"type": "integer"},
@@ -125,6 +127,42 @@ def test_what_an_unbounded_schema_lets_through_is_valid(schema: dict[str, Any]) 
     for text in done:
         assert validates(text, schema), text
         assert "\n" not in text
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [{"type": "integer"}, {"type": "number"}, {"type": "number", "minimum": -1}, {"type": "integer", "minimum": 1},
+     obj({"a": {"type": "integer"}}, "a", additionalProperties=False)],
+    ids=json.dumps,
+)  # fmt: skip
+@pytest.mark.parametrize("likes", [b"0.eE-", b"9.e", b"-1e+0.", b"10E", b"5"])
+def test_numbers_end_however_much_the_model_likes_digits(
+    schema: dict[str, Any], likes: bytes
+) -> None:
+    guide, text = COMPILER.schema(schema), b""
+    for _ in range(80):
+        mask = guide.mask()
+        assert mask is not None
+        allowed = np.flatnonzero(mask)
+        token = next((BYTES[like] for like in likes if mask[BYTES[like]]), int(allowed[0]))
+        guide.accept(token)
+        if token in TOKENIZER.end_ids:
+            break
+        text += TOKENIZER.decode_bytes([token])
+    else:
+        pytest.fail(f"no end: {text}")
+    assert validates(text.decode(), schema)
+
+
+def test_digits_that_mean_something_are_all_allowed() -> None:
+    for text in ("9223372036854775807", "-1.7976931348623157e308", "5e-324", "0.1234567890123456789", "[1e10,12e1]"):  # fmt: skip
+        assert takes(COMPILER.schema({}), text)
+    long = "1" * 40
+    for text in (f'"{long}"', f'"\\\"{long}"', f'{{"{long}":"{long}"}}', f'["",{"9" * 19},"{long}"]'):  # fmt: skip
+        assert takes(COMPILER.schema({}), text)
+    assert takes(COMPILER.schema({"enum": [10**22, 1]}), str(10**22))
+    for text in (long, f"0.{long}", "1e1111", f'["\\",{long}]', f'{{"a":{long}}}'):
+        assert not takes(COMPILER.schema({}), text)
 
 
 def schemas() -> st.SearchStrategy[dict[str, Any]]:

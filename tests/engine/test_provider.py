@@ -171,6 +171,39 @@ def test_what_was_computed_before_is_told_and_why_no_more(provider: LocalProvide
     assert (changed.cached_tokens, changed.cache_break) == (0, "system_changed")
 
 
+def test_a_reason_is_told_only_where_an_earlier_prompt_differs(tmp_path: Path) -> None:
+    provider = load(write_tiny_checkpoint(tmp_path / "tiny"), "tiny")
+
+    def told(*turns: dict[str, Any], **more: Any) -> str | None:
+        return answer(provider, asked(*turns, max_tokens=1, **more)).usage.cache_break
+
+    def say(role: str, text: str) -> dict[str, Any]:
+        return {"role": role, "content": text}
+
+    try:
+        long, system = say("user", "z" * 200), say("system", "s" * 300)
+        assert [told(long, tools=[tool("rain")]) for _ in range(3)] == [None] * 3
+        assert told(long, tools=[tool("hail")]) == "tools_changed"
+        assert [told(say("user", "hi")) for _ in range(3)] == [None] * 3  # less than a page
+        assert [told(long), told(say("user", "z" * 90 + "y" * 90))] == [None, None]
+        turns = system, say("user", "a" * 90), say("assistant", "b" * 90), say("user", "c" * 90)
+        assert [told(*turns), told(*turns), told(*turns[:2])] == [None] * 3
+        assert told(*turns[:3], say("user", "d" * 90)) is None  # a new question
+        assert told(system, say("user", "a" * 80), *turns[2:]) == "history_changed"
+        assert told(*turns[:2], say("assistant", "e" * 90), turns[3]) == "history_changed"
+        thought = turns[2] | {"reasoning_content": "f" * 90}
+        keeping = asked(*turns[:2], thought, turns[3], max_tokens=1, preserve_thinking=True)
+        assert answer(provider, keeping).usage.cache_break == "history_changed"
+        other = say("system", "w" * 90)
+        assert (
+            told(other, *turns[1:2], thought, turns[3], preserve_thinking=True) == "system_changed"
+        )
+        assert told(other, *turns[1:2], thought, turns[3]) == "reasoning_dropped"
+        assert told(say("system", "s" * 200 + "t" * 100), *turns[1:]) == "system_changed"
+    finally:
+        provider.close()
+
+
 def test_a_partial_answer_goes_on(provider: LocalProvider) -> None:
     turns = (
         {"role": "user", "content": "a"},
@@ -192,6 +225,22 @@ def test_a_prompt_is_known_after_a_restart(tmp_path: Path) -> None:
     cold, warm = usages
     assert cold.cached_tokens == 0
     assert warm.cached_tokens == warm.cached_disk_tokens == (warm.prompt_tokens - 1) // 64 * 64
+
+
+def test_all_spoiled_pages_of_a_prompt_are_written_anew_at_once(tmp_path: Path) -> None:
+    folder = write_tiny_checkpoint(tmp_path / "tiny")
+    request = asked({"role": "user", "content": "q" * 400}, max_tokens=2)
+    cached = []
+    for attempt in range(3):
+        provider = load(folder, "tiny", cache_folder=CacheFolder(tmp_path / "cache", 10**8))
+        cached.append(answer(provider, request).usage.cached_disk_tokens)
+        provider.close()
+        if attempt == 0:
+            files = list((tmp_path / "cache").rglob("*.page"))
+            for file in files:
+                file.write_bytes(b"spoiled")
+    assert len(files) > 3
+    assert cached == [0, 0, 64 * len(files)]
 
 
 def test_a_fingerprint_tells_models_and_ways_apart(tmp_path: Path) -> None:

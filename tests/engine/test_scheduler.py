@@ -123,6 +123,30 @@ def test_a_second_prompt_computes_only_what_is_new() -> None:
     assert second.reused == 8
 
 
+@pytest.mark.parametrize(
+    ("tokens", "at"),
+    [
+        (range(11), None),  # the same
+        (range(6), None),  # ends earlier
+        ([*range(6), 99, 7], 6),
+        ([*range(4), 99], 4),  # right behind a page
+        ([0, 1, 99], 2),
+        ([0, 99, 2], None),  # one token in common is too few
+        ([99, 1], None),
+        ([*range(8), 99], None),  # what came there was never full
+    ],
+)
+def test_where_a_prompt_differs_from_others(tokens: Sequence[int], at: int | None) -> None:
+    scheduler = Scheduler(Pages(20, SIZE))
+    for first in (range(11), [0, 1, 50, 51, 52]):
+        scheduler.add(task(first))
+        run(scheduler)
+    later = task(tokens)
+    scheduler.add(later)
+    run(scheduler)
+    assert later.differs_at == at
+
+
 def test_the_last_token_is_always_computed() -> None:
     scheduler = Scheduler(Pages(10, SIZE))
     for _ in range(2):

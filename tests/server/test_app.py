@@ -74,7 +74,7 @@ def test_plain_answer(client: OpenAI) -> None:
         "completion_tokens": 9,
         "total_tokens": 19,
         "cached_tokens": 4,
-        "prompt_tokens_details": {"cached_tokens": 4},
+        "prompt_tokens_details": {"cached_tokens": 4, "cached_disk_tokens": 0},
         "completion_tokens_details": {"reasoning_tokens": 5},
     }
 

@@ -23,7 +23,7 @@ from moonlet.chat.provider import (
     Usage,
 )
 from moonlet.server import create_app
-from moonlet.server.profiles import OPENAI
+from moonlet.server.profiles import KIMI, OPENAI, Profile
 from tests.server.running import serving
 
 HELLO: Any = [{"role": "user", "content": "hi"}]
@@ -166,6 +166,25 @@ def test_where_the_prompt_came_from_is_in_the_head() -> None:
         raw = client.chat.completions.with_raw_response.create(model="fake", messages=HELLO)
     assert raw.headers["x-moonlet-cache"] == "memory=5, disk=2, break=system text"
     assert "x-moonlet-repairs" not in raw.headers
+
+
+@pytest.mark.parametrize("profile", [KIMI, OPENAI], ids=lambda profile: profile.name)
+def test_the_usage_tells_it_too_in_streams_as_well(profile: Profile) -> None:
+    usage = Usage(9, 1, 0, cached_tokens=7, cached_disk_tokens=2, cache_break="tools_changed")
+    expected: dict[str, object] = {"cached_tokens": 7}
+    if profile is KIMI:
+        expected |= {"cached_disk_tokens": 2, "cache_break": "tools_changed"}
+    with asking([TextDelta("a"), Finish("stop", usage)], profile=profile) as client:
+        plain = client.chat.completions.create(model="fake", messages=HELLO)
+        chunks = list(
+            client.chat.completions.create(
+                model="fake", messages=HELLO, stream=True, stream_options={"include_usage": True}
+            )
+        )
+    for told in (plain.usage, chunks[-1].usage):
+        assert told is not None
+        assert told.prompt_tokens_details is not None
+        assert told.prompt_tokens_details.to_dict() == expected
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -78,6 +78,10 @@ class DiskTier:
             self._sizes[name] = self._sizes.pop(name, len(data))  # the youngest now
         return np.frombuffer(data, np.uint8, offset=_CHECKSUM)
 
+    def forget(self, digest: bytes) -> None:
+        """The page is deleted if it is there, and written anew when it is put again."""
+        self._forget(digest.hex())
+
     def close(self) -> None:
         """Writes what waits."""
         self._jobs.put(None)

@@ -258,7 +258,7 @@ class Engine:
             self._end(task, self._finished(task, "length"))
 
     def _finished(self, task: Task, reason: Literal["stop", "length", "cancelled"]) -> Finished:
-        return Finished(reason, task.reused, task.from_disk, task.lost, task.diverged)
+        return Finished(reason, task.reused, task.from_disk, task.lost, task.differs_at)
 
     def _end(self, task: Task, last: Item) -> None:
         self._scheduler.end(task)

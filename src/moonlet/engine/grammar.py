@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from moonlet.chat.tokenizer import Tokenizer
 from moonlet.engine.calls import CallGuide, CallRules, CallTokens
+from moonlet.engine.digits import Place
 from moonlet.engine.guide import Guide, only
 from moonlet.engine.schema import MAX_BYTES, prepare
 from moonlet.errors import EngineError, PromptError
@@ -65,12 +66,17 @@ class GrammarCompiler:
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._end_ids = end_ids
-        self._library = LLTokenizer(TokenizerWrapper(_Words(tokenizer)))
+        words = _Words(tokenizer)
+        self._library = LLTokenizer(TokenizerWrapper(words))
+        self._pieces = words.tokens
+        self._digits = np.zeros(vocab_size, np.bool_)  # the tokens that begin with one
+        self._digits[: len(words.tokens)] = [piece[:1].isdigit() for piece in words.tokens]
         self._cache: OrderedDict[str, LLMatcher] = OrderedDict()
         self._lock = threading.Lock()
 
     def schema(self, schema: dict[str, Any], param: str = "response_format") -> Guide:
-        """The answer is JSON in one line without blanks that satisfies `schema`, and then ends.
+        """The answer is JSON in one line without blanks that satisfies `schema`, and then ends. Numbers end
+        with the token that brings them to MAX_DIGITS where the schema lets them.
 
         Properties come in the order of the schema; `oneOf` is held as `anyOf`. Raises PromptError, naming
         `param`, for a schema that cannot be held.
@@ -132,7 +138,9 @@ class GrammarCompiler:
 
     def _guide(self, schema: str, style: Any, close: frozenset[int], param: str) -> "JsonGuide":
         matcher = self._compiled(schema, style, param)
-        return JsonGuide(matcher.deep_copy(), self._vocab_size, self._end_ids, close, param)
+        return JsonGuide(
+            matcher.deep_copy(), self._pieces, self._digits, self._end_ids, close, param
+        )
 
     def _compiled(self, schema: str, style: Any, param: str) -> LLMatcher:
         """A matcher that has not moved yet, from the cache if possible."""
@@ -160,18 +168,21 @@ class GrammarCompiler:
 
 class JsonGuide:
     """Guides one JSON text. `end_ids` are never part of it; one of `close` follows it. param: where in the
-    request its schema stands."""
+    request its schema stands. pieces: the bytes of all tokens; digits: [vocab_size], which begin with one."""
 
     def __init__(
         self,
         matcher: LLMatcher,
-        vocab_size: int,
+        pieces: Sequence[bytes],
+        digits: NDArray[np.bool_],
         end_ids: frozenset[int],
         close: frozenset[int],
         param: str,
     ) -> None:
         self._matcher = matcher
-        self._vocab_size = vocab_size
+        self._pieces, self._digits = pieces, digits
+        self._vocab_size = len(digits)
+        self._place = Place()
         self._end_ids = list(end_ids)
         self._close = close
         self._param = param
@@ -187,6 +198,8 @@ class JsonGuide:
         mask[:count] = np.unpackbits(bits, count=count, bitorder="little").view(np.bool_)
         mask[self._end_ids] = False
         mask[list(self._close)] = self._matcher.is_accepting()
+        if self._place.is_full and (shorter := mask & ~self._digits).any():
+            return shorter
         return mask
 
     def accept(self, token_id: int) -> None:
@@ -196,6 +209,8 @@ class JsonGuide:
             if "satisfy the grammar" not in self._matcher.get_error():  # it cannot follow any token
                 self._check()
             raise EngineError(f"token {token_id} does not fit the grammar of this answer")
+        else:
+            self._place = self._place.after(self._pieces[token_id])
 
     def _check(self) -> None:
         if self._matcher.is_error():

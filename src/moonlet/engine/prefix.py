@@ -28,13 +28,23 @@ class PrefixCache:
 
     def fill(self, task: Task, keys: Sequence[Keys]) -> None:
         """Continues the task's path with pages from disk, as long as it has them."""
-        for page_keys in keys[len(task.path) :]:
+        for i in range(len(task.path), len(keys)):
             parent = task.path[-1] if task.path else self.pages.root
-            digest = child_digest(parent.digest, page_keys)
-            if not self._load(task, page_keys, digest):
+            digest = child_digest(parent.digest, keys[i])
+            listed = self.disk is not None and digest in self.disk
+            if not self._load(task, keys[i], digest):
                 task.lost = task.lost or digest in self._lost
+                if self.disk and listed and digest not in self.disk:
+                    self._forget_all(self.disk, digest, keys[i + 1 :])
                 return
             task.from_disk += self.cache.page_size
+
+    def _forget_all(self, disk: DiskTier, digest: bytes, keys: Sequence[Keys]) -> None:
+        """Behind a spoiled page nothing is read, so that nobody would see what else is spoiled: these pages
+        are computed now, and written anew."""
+        for page_keys in keys:
+            digest = child_digest(digest, page_keys)
+            disk.forget(digest)
 
     def close(self) -> None:
         if self.disk:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from moonlet.chat.messages import TextPart
-from moonlet.chat.parser import OutputParser
+from moonlet.chat.parser import THINK_END, OutputParser
 from moonlet.chat.plain import PlainParser
 from moonlet.chat.provider import (
     ChatRequest,
@@ -35,12 +35,12 @@ MEDIA_WAITING = (
     8  # prompts with pictures that are not computed yet; one may hold hundreds of MB of them
 )
 
-# What differs from earlier prompts, by the part of the prompt where the cached pages end.
+# What differs from earlier prompts, by the part of the prompt with the first token that does.
 _BREAKS = {
     "tools": "tools_changed",
     "system": "system_changed",
     "user": "history_changed",
-    "assistant": "reasoning_dropped",  # the template drops that of finished turns
+    "assistant": "history_changed",
     "tool": "history_changed",
 }
 
@@ -132,6 +132,7 @@ class LocalProvider:
                 ),
                 replace(generation, choice=choice, guide=guide and guide.fork()),
                 prompt.marks,
+                self._tokenizer.special.get(THINK_END),
             )
             for choice in range(request.n)
         ]
@@ -297,11 +298,12 @@ def _has_media(request: ChatRequest) -> bool:
 
 @dataclass
 class _Answer:
-    """One choice on its way. marks: where the parts of the prompt begin."""
+    """One choice on its way. marks: where the parts of the prompt begin. think_end: the token, if there is one."""
 
     parser: OutputParser | PlainParser
     generation: GenerateRequest
     marks: tuple[tuple[int, str], ...] = ()
+    think_end: int | None = None
 
     def finish(self, finished: Finished) -> list[Event]:
         if finished.reason == "cancelled" and not self.parser.stopped:
@@ -320,7 +322,14 @@ class _Answer:
         """Why the cache held no more of the prompt, where it is not simply new."""
         if finished.evicted:
             return "evicted"
-        if not finished.diverged:
+        at = finished.differs_at
+        if at is None:
             return None
-        parts = [kind for at, kind in self.marks if at <= finished.cached_tokens]
-        return _BREAKS.get(parts[-1]) if parts else None
+        before = [kind for begin, kind in self.marks if begin <= at]
+        after = [kind for begin, kind in self.marks if begin > at]
+        # Without a part before it, or with none behind it, it is another conversation or a new question.
+        if not before or (before[-1] in ("user", "tool") and (not before[1:] or len(after) < 2)):
+            return None
+        if before[-1] == "assistant" and self.generation.token_ids[at] == self.think_end:
+            return "reasoning_dropped"  # the template drops that of finished turns
+        return _BREAKS.get(before[-1])

@@ -47,7 +47,7 @@ class Task:
     reused: int = 0  # tokens that needed no computing when it was first admitted
     from_disk: int = 0  # of these, read from disk
     lost: bool = False  # whether the next page had been there, but was evicted
-    diverged: bool = False  # whether others with the same beginning went on in another way
+    differs_at: int | None = None  # its first token that is not as in others that began the same
     admitted: bool = False
 
     @property
@@ -161,8 +161,18 @@ class Scheduler:
         task.done = len(task.path) * size
         if not task.admitted:
             task.admitted, task.reused = True, task.done
-            task.diverged = bool((task.path[-1] if task.path else self.pages.root).children)
+            task.differs_at = self._differs_at(task)
         return True
+
+    def _differs_at(self, task: Task) -> int | None:
+        """Where others went on in another way; None if nobody did, or the task ends before that."""
+        rest = task.keys[task.done : task.done + self.pages.page_size]
+        others = (task.path[-1] if task.path else self.pages.root).children
+        same = max((_common(rest, keys) for keys in others), default=len(rest))
+        # One special token at the beginning of a prompt says nothing of the part that it opens.
+        if same == len(rest) or task.done + same < 2:
+            return None
+        return task.done + same
 
     def _shorten(self, task: Task, length: int) -> None:
         self.pages.drop(task.path[length:])
@@ -229,3 +239,9 @@ class Scheduler:
         while task.own and (len(task.path) + 1) * size <= task.done:
             begin = len(task.path) * size
             self.pages.share(task.path, tuple(task.keys[begin : begin + size]), task.own.pop(0))
+
+
+def _common(some: Sequence[int], others: Sequence[int]) -> int:
+    """How many of the first of `some` are the same in `others`."""
+    pairs = enumerate(zip(some, others, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(some), len(others)))

@@ -20,6 +20,9 @@ MAX_DEPTH = 60  # schemas within schemas; MFJS allows 30
 MAX_LEAST = 100_000  # minItems, minLength: nobody waits for more
 MAX_MULTIPLE = 10_000  # the grammar has a state for each remainder
 _UNREACHABLE = 10**9  # a maximum above what any context holds
+# The library reads a bound as float64 and, for integers, turns it into an int64; the least of these crashes it.
+_SPARSE = 2**53  # from here on float64 has not every whole number
+_LARGEST = 2**63 - 1024  # the largest float64 below 2^63
 _MAX_ROUNDS = 100
 
 FORMATS = frozenset(
@@ -72,12 +75,8 @@ _CONTROLS = re.compile(r"\\u00(?:[01]|7f)")
 _CONTROLS_IN_PATTERN = re.compile(
     r"\\(?:x[01]|x7[fF]|x\{|u00[01]|u007[fF]|u\{|[av])|[\x00-\x1f\x7f]"
 )
-_INWARD = {
-    "minimum": math.inf,
-    "exclusiveMinimum": math.inf,
-    "maximum": -math.inf,
-    "exclusiveMaximum": -math.inf,
-}
+_LOWER = ("minimum", "exclusiveMinimum")
+_BOUNDS = (*_LOWER, "maximum", "exclusiveMaximum")
 
 
 def prepare(schema: Any, param: str) -> str:
@@ -198,9 +197,23 @@ class _Reader:
                 self.multiple *= _coefficient(value)
                 if self.multiple > MAX_MULTIPLE:
                     raise self.error(at, "the digits of all multipleOf together are too many")
-        if key in _INWARD and isinstance(value, int):
-            return _rounded(value, _INWARD[key])
+        if key in _BOUNDS and abs(value) >= _SPARSE:
+            return self.large_bound(key, value, at)
         return value if key in _VALUES else _NOTHING
+
+    def large_bound(self, key: str, value: float, at: str) -> int:
+        """A bound that allows what is near zero becomes the next one that is held, never a looser one; so
+        does the 2^63 - 1 of every int64. One that asks for more than itself is held exactly or refused."""
+        exclusive = key.startswith("exclusive")
+        if (value > 0) == (key in _LOWER):
+            if exclusive or abs(value) > _LARGEST or float(value) != value:
+                raise self.error(at, f"{key} is {value!s:.40}, which cannot be held exactly")
+            return int(value)
+        size = min(abs(value), _LARGEST)
+        near = float(size)
+        if near > size or (exclusive and near > _SPARSE):  # where one less is the same float64
+            near = math.nextafter(near, 0)
+        return int(math.copysign(near, value))
 
     def typed(self, value: Any, wanted: type, at: str) -> Any:
         if not isinstance(value, wanted):
@@ -291,12 +304,3 @@ def _coefficient(number: float) -> int:
     """The digits of a number without the zeros around them: 25 for 0.025 and for 2500."""
     digits = f"{abs(number):e}".partition("e")[0].replace(".", "").strip("0")
     return int(digits or "1")
-
-
-def _rounded(bound: int, towards: float) -> int | float:
-    """`bound` as the library will read it, in float64, but never looser."""
-    near = float(bound)
-    if near == bound:
-        return bound
-    inward = near > bound if towards > 0 else near < bound
-    return near if inward else math.nextafter(near, towards)

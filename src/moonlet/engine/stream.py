@@ -40,14 +40,15 @@ class Finished:
     """Why a stream ended: at an end token (the last of the stream), at the limit, or cancelled.
 
     Of the prompt, `cached_tokens` were not computed; of these, `disk_tokens` came from disk. `evicted`: more
-    had been known, but was given up for lack of room. `diverged`: other prompts go on in another way there.
+    had been known, but was given up for lack of room. `differs_at`: the first token
+    that was another one in an earlier prompt or answer which began in the same way.
     """
 
     reason: Literal["stop", "length", "cancelled"]
     cached_tokens: int = 0
     disk_tokens: int = 0
     evicted: bool = False
-    diverged: bool = False
+    differs_at: int | None = None
 
 
 Item = Drawn | Finished | MoonletError

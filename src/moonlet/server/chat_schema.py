@@ -151,7 +151,7 @@ USAGE = obj(
     completion_tokens=COUNT,
     total_tokens=COUNT,
     cached_tokens=COUNT,
-    prompt_tokens_details=obj(cached_tokens=COUNT),
+    prompt_tokens_details=obj(cached_tokens=COUNT, cached_disk_tokens=COUNT, cache_break=TEXT),
     completion_tokens_details=obj(reasoning_tokens=COUNT),
 )
 CHAT_ANSWER = obj(

@@ -174,16 +174,22 @@ class ChatEncoder:
 def usage_object(usage: Usage, extras: bool = True) -> dict[str, Any]:
     """Token counts; `cached_tokens` at the top is Kimi's spelling, the nested one OpenAI's.
 
-    `cost` is in US dollars, where the request has a price.
+    Beside that one stand how many of them came from disk, and why there are no more, where that is known: a
+    stream's head is sent too early to say so. `cost` is in US dollars, where the request has a price.
     """
     kimi = {"cached_tokens": usage.cached_tokens} if extras else {}
     cost = {"cost": usage.cost} if extras and usage.cost is not None else {}
+    details: dict[str, Any] = {"cached_tokens": usage.cached_tokens}
+    if extras:
+        details["cached_disk_tokens"] = usage.cached_disk_tokens
+    if extras and usage.cache_break is not None:
+        details["cache_break"] = usage.cache_break
     return {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         **kimi,
-        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "prompt_tokens_details": details,
         "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
         **cost,
     }
