@@ -28,7 +28,8 @@ from moonlet.errors import CheckpointError, MoonletError, NotSupportedError, Tok
 from moonlet.model import FloatForm, is_quantized, load_model, load_packed
 
 SMALL_BYTES = 10**9
-SERIAL_PARAMETERS = 20_000_000  # up to here torch's threads wait for each other longer than they compute
+# Up to so many, torch's threads wait for each other longer than they compute.
+SERIAL_PARAMETERS = 20_000_000
 _SAMPLE = 2**20  # bytes
 
 
