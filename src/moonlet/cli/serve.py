@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 QUESTION = "347+285"
 SHUTDOWN_S = 3  # how long running answers may go on after Ctrl-C
+LAST_WORDS_S = 2  # and how long they may take to say that they end
 KEYS_VARIABLE = "MOONLET_API_KEYS"
 NO_MODEL = "none"
 
@@ -239,7 +240,7 @@ def bind(host: str, port: int) -> socket.socket:
 def answering(app: "FastAPI", sock: socket.socket) -> Iterator[threading.Event]:
     """A server for `app` on `sock`, for as long as the `with` lasts; the event is set when it has ended.
 
-    An event, because Ctrl-C in `Thread.join` makes Python 3.11 take the thread for ended.
+    `sock` is closed then. An event, because Ctrl-C in `Thread.join` makes Python 3.11 take the thread for ended.
     """
     import uvicorn
 
@@ -250,29 +251,38 @@ def answering(app: "FastAPI", sock: socket.socket) -> Iterator[threading.Event]:
         log_config=None,
         log_level="critical",
         access_log=False,
-        timeout_graceful_shutdown=SHUTDOWN_S,
+        timeout_graceful_shutdown=SHUTDOWN_S + LAST_WORDS_S,
     )
     server = uvicorn.Server(config)
     ended = threading.Event()
+    own = sock.dup()  # which nobody closes under it, as a second Ctrl-C closes the other
 
     def run() -> None:
         try:
-            server.run([sock])
+            server.run([own])
         finally:
             ended.set()
 
     thread = threading.Thread(target=run, name="moonlet-server")
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops as Ctrl-C does
+    before = signal.signal(signal.SIGTERM, _terminate)
     thread.start()
     try:
         yield ended
     finally:
         server.should_exit = True
+        sock.close()  # or the system would go on accepting for it
         try:
-            ended.wait()
+            if not ended.wait(SHUTDOWN_S):
+                app.state.moonlet.closing.begin()
+                ended.wait()
         finally:  # pressed again: nothing is waited for any more
             server.force_exit = True
             signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(signum: int, _: object) -> None:
+    """Stops as Ctrl-C does, with the exit status that shells give to a process that a signal ended."""
+    sys.exit(128 + signum)
 
 
 def wait(ended: threading.Event) -> None:
