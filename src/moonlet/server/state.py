@@ -124,12 +124,14 @@ class State:
         )
 
     def text_named(self, model: str) -> TextProvider:
-        """The same, where plain text and counts are needed. Raises ApiError (400) if it has none."""
+        """The same, where plain text and counts are needed. Raises ApiError (404) if it has none."""
         provider = self.named(model)
         if not hasattr(provider, "complete"):
             raise ApiError(
                 f"the model {model!r} takes conversations only, no plain text, and does not count tokens",
                 "model",
+                status=404,
+                kind="resource_not_found_error",
             )
         return provider  # pyright: ignore[reportReturnType]
 
