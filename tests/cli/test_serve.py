@@ -3,6 +3,7 @@
 import asyncio
 import http.client
 import json
+import os
 import shutil
 import signal
 import socket
@@ -187,9 +188,24 @@ def test_the_printed_request_can_be_pasted() -> None:
     assert answer["choices"][0]["message"]["content"] == "632"
 
 
+@pytest.mark.skipif(shutil.which("curl") is None, reason="no curl here")
+def test_the_printed_request_works_with_keys_and_openais_rules() -> None:
+    with serving("--compat", "openai", "--api-key", "sk-1") as process:
+        assert process.stdout is not None
+        lines = [process.stdout.readline() for _ in range(4)]
+        assert lines[2] == "MOONLET_API_KEY must hold one of the keys for this:\n"
+        assert "sk-1" not in "".join(lines)
+        done = subprocess.run(
+            lines[3], shell=True, capture_output=True, text=True, check=True,
+            env={**os.environ, "MOONLET_API_KEY": "sk-1"},
+        )  # fmt: skip
+    assert json.loads(done.stdout)["choices"][0]["message"]["content"] == "632"
+
+
 def test_the_request_is_safe_to_paste() -> None:
     provider = FakeProvider(says("ok"))
     assert '"thinking": {"type": "enabled"}' in request("http://x", provider)
+    assert "thinking" not in request("http://x", provider, switch=False)
     hostile = "a'; echo oops; '"
     provider.card = type(provider.card)(hostile, 0, 10)
     done = subprocess.run(
@@ -318,6 +334,7 @@ def test_a_model_that_cannot_be_loaded_ends_the_server() -> None:
     ("flags", "says"),
     [
         (["--max-waiting", "0"], "--max-waiting is 0"),
+        (["--cache-gb", "3"], "--cache-gb needs --cache-dir"),
         (["--api-key", "a b"], "visible ASCII"),
         (["--files", "/dev/null"], "--files /dev/null cannot be used"),
     ],

@@ -34,6 +34,7 @@ SHUTDOWN_S = 3  # how long running answers may go on after Ctrl-C
 LAST_WORDS_S = 2  # and how long they may take to say that they end
 KEYS_VARIABLE = "MOONLET_API_KEYS"
 NO_MODEL = "none"
+CACHE_GB = 20.0
 
 
 def add_parser(commands: Any) -> None:
@@ -88,7 +89,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--cache-gb",
         type=float,
-        default=20.0,
+        default=CACHE_GB,
         metavar="N",
         help="at most so many GB in --cache-dir (%(default)g)",
     )
@@ -133,7 +134,9 @@ def run(args: Namespace) -> int:
         provider = loading.result()
         url = f"http://{_reachable(args.host)}:{sock.getsockname()[1]}"
         models = [provider.card.id, *(other.card.id for other in gateway.others)]
-        _announce(url, models, request(url, provider, with_key=bool(_keys(args))), args.json)
+        with_key = bool(_keys(args))
+        example = request(url, provider, with_key=with_key, switch=args.compat != "openai")
+        _announce(url, models, example, with_key, args.json)
         wait(server)
     return 0
 
@@ -150,6 +153,8 @@ def _cache(args: Namespace) -> tuple[Path, int] | None:
     if not 0 < args.cache_gb < 1e6:
         raise UsageError(f"--cache-gb is {args.cache_gb:g}, but it must be above 0")
     if args.cache_dir is None:
+        if args.cache_gb != CACHE_GB:
+            raise UsageError("--cache-gb needs --cache-dir, the folder that it limits")
         return None
     try:
         args.cache_dir.mkdir(parents=True, exist_ok=True)
@@ -290,16 +295,17 @@ def wait(ended: threading.Event) -> None:
     ended.wait()
 
 
-def request(url: str, provider: "Provider", *, with_key: bool = False) -> str:
+def request(url: str, provider: "Provider", *, with_key: bool = False, switch: bool = True) -> str:
     """A shell command that asks the server one question, with thinking if the model can.
 
-    with_key: it takes an API key from MOONLET_API_KEY, where `moonlet chat` looks for it too.
+    with_key: it takes an API key from MOONLET_API_KEY, where `moonlet chat` looks for it too. switch: thinking
+    is asked for by name, in a member that OpenAI does not have; without it the model thinks all the same.
     """
     body: dict[str, Any] = {
         "model": provider.card.id,
         "messages": [{"role": "user", "content": QUESTION}],
     }
-    if provider.card.supports_reasoning:
+    if switch and provider.card.supports_reasoning:
         body["thinking"] = {"type": "enabled"}
     quoted = json.dumps(body).replace("'", "'\\''")
     key = ' -H "Authorization: Bearer $MOONLET_API_KEY"' if with_key else ""
@@ -307,12 +313,15 @@ def request(url: str, provider: "Provider", *, with_key: bool = False) -> str:
     return f"curl {route}{key} -H 'Content-Type: application/json' -d '{quoted}'"
 
 
-def _announce(url: str, models: list[str], example: str, as_json: bool) -> None:
+def _announce(url: str, models: list[str], example: str, with_key: bool, as_json: bool) -> None:
     if as_json:
         print_json({"url": f"{url}/v1", "model": models[0], "models": models, "request": example})
     else:
         verb = "answers" if len(models) == 1 else "answer"
-        print(f"{', '.join(models)} {verb} at {url}/v1\n\n{example}\n")
+        print(f"{', '.join(models)} {verb} at {url}/v1\n")
+        if with_key:
+            print("MOONLET_API_KEY must hold one of the keys for this:")
+        print(f"{example}\n")
     sys.stdout.flush()
 
 
