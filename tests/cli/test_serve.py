@@ -334,6 +334,8 @@ def test_a_model_that_cannot_be_loaded_ends_the_server() -> None:
     ("flags", "says"),
     [
         (["--max-waiting", "0"], "--max-waiting is 0"),
+        (["--cors", "not-an-origin"], "--cors not-an-origin is not an origin"),
+        (["--cors", "https://a.example/"], "is not an origin"),
         (["--cache-gb", "3"], "--cache-gb needs --cache-dir"),
         (["--api-key", "a b"], "visible ASCII"),
         (["--files", "/dev/null"], "--files /dev/null cannot be used"),

@@ -7,6 +7,7 @@ server runs in another.
 
 import json
 import os
+import re
 import resource
 import signal
 import socket
@@ -35,6 +36,9 @@ LAST_WORDS_S = 2  # and how long they may take to say that they end
 KEYS_VARIABLE = "MOONLET_API_KEYS"
 NO_MODEL = "none"
 CACHE_GB = 20.0
+_ORIGIN = re.compile(
+    r"[a-z][a-z0-9+.-]*://[^/\s]+"
+)  # as browsers send it: no path, no "/" at its end
 
 
 def add_parser(commands: Any) -> None:
@@ -185,6 +189,12 @@ def _app(
         raise UsageError(
             f"--max-waiting is {args.max_waiting}, but at least 1 must be able to wait"
         )
+
+    for origin in args.cors:
+        if origin != "*" and not _ORIGIN.fullmatch(origin):
+            raise UsageError(
+                f"--cors {origin} is not an origin; write it as https://example.org:8080, or '*' for all"
+            )
 
     return create_app(
         loading,
