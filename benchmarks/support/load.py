@@ -165,7 +165,7 @@ async def _settle(server: Served, load: Load) -> None:
     for _ in range(100):
         await asyncio.sleep(0.3)
         now = await gauges(server.port)
-        if now["requests_running"] + now["requests_waiting"] == 0:
+        if now["engine_requests_running"] + now["engine_requests_waiting"] == 0:
             load.resident.append(server.resident_bytes())
             load.pages.append((now["cache_pages_available"], now["cache_pages"]))
             return

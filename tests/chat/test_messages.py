@@ -193,3 +193,17 @@ def test_junk_gives_messages_or_a_prompt_error(raw: Any) -> None:
     except PromptError as error:
         param = error.param or ""
     assert param.startswith("messages")
+
+
+def test_a_refusal_is_text_of_the_assistant() -> None:
+    part = {"type": "refusal", "refusal": "No."}
+    assert parse_one(role="assistant", content=[part]).text == "No."
+    with pytest.raises(PromptError, match="not 'refusal'"):
+        parse_one(role="user", content=[part])
+
+
+def test_what_is_missing_is_called_missing() -> None:
+    with pytest.raises(PromptError, match=r"messages is missing\."):
+        parse_messages(None)
+    with pytest.raises(PromptError, match=r"messages\[0\].role is missing\."):
+        parse_messages([{"content": "x"}])

@@ -1,7 +1,9 @@
 """`moonlet serve`: when it says that it is ready it is, and it leaves without a trace."""
 
 import asyncio
+import http.client
 import json
+import os
 import shutil
 import signal
 import socket
@@ -9,8 +11,9 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -18,6 +21,7 @@ from moonlet.chat.fake import FakeProvider, says
 from moonlet.cli import serve
 from moonlet.cli.main import main
 from moonlet.cli.serve import bind, request
+from moonlet.server import create_app
 
 FAKE = """
 import sys
@@ -32,9 +36,12 @@ sys.exit(main(["serve", "--port", "0", *sys.argv[1:]]))
 
 
 @contextmanager
-def serving(*flags: str, script: str = 'says("632")') -> Iterator[subprocess.Popen[str]]:
+def serving(
+    *flags: str, script: str = 'says("632")', grace: int = 0
+) -> Iterator[subprocess.Popen[str]]:
+    code = FAKE.replace("SCRIPT", script).replace("SHUTDOWN_S = 0", f"SHUTDOWN_S = {grace}")
     with subprocess.Popen(
-        [sys.executable, "-c", FAKE.replace("SCRIPT", script), *flags],
+        [sys.executable, "-c", code, *flags],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -64,16 +71,72 @@ def test_the_document_comes_when_the_server_answers_and_ctrl_c_ends_it() -> None
     assert (process.returncode, out, err) == (130, "", "")
 
 
-def test_ctrl_c_cuts_a_running_answer_off_without_a_traceback() -> None:
-    with serving("--json", script='[*says("a")[:1], asyncio.Event()]') as process:
-        ready = ready_document(process)
-        body = {"model": "fake", "stream": True, "messages": [{"role": "user", "content": "x"}]}
-        url = f"{ready['url']}/chat/completions"
-        with urllib.request.urlopen(url, json.dumps(body).encode()) as response:
-            assert response.readline().startswith(b"data: ")
+ENDLESS = '[*says("a")[:1], asyncio.Event()]'
+
+
+@contextmanager
+def asking(url: str, *, stream: bool) -> Iterator[http.client.HTTPConnection]:
+    """A connection on which a question was asked, of which the answer is still to be read."""
+    parts = urlsplit(url)
+    body = {"model": "fake", "stream": stream, "messages": [{"role": "user", "content": "x"}]}
+    connection = http.client.HTTPConnection(parts.netloc, timeout=30)
+    with closing(connection):
+        connection.request("POST", f"{parts.path}/chat/completions", json.dumps(body))
+        yield connection
+
+
+@pytest.mark.parametrize(("stop", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stream_that_is_cut_off_says_so(stop: signal.Signals, status: int) -> None:
+    with (
+        serving("--json", script=ENDLESS) as process,
+        asking(ready_document(process)["url"], stream=True) as connection,
+    ):
+        response = connection.getresponse()
+        assert response.readline().startswith(b"data: ")
+        process.send_signal(stop)
+        lines = response.read().split(b"\n\n")  # raises if the body is not ended properly
+        assert json.loads(lines[-2].removeprefix(b"data: "))["error"]["type"] == (
+            "server_unavailable"
+        )
+        _, err = process.communicate()
+    assert (process.returncode, err) == (status, "")
+
+
+def test_an_answer_that_is_cut_off_is_a_503() -> None:
+    with serving("--json", script=ENDLESS) as process:
+        url = ready_document(process)["url"]
+        with asking(url, stream=False) as connection:
+            metrics = url.removesuffix("/v1") + "/metrics"
+            while b"num_requests_running 1.0" not in urllib.request.urlopen(metrics).read():
+                pass
             process.send_signal(signal.SIGINT)
-            _, err = process.communicate()
+            response = connection.getresponse()
+            assert (response.status, response.headers["retry-after"]) == (503, "5")
+            assert json.load(response)["error"]["type"] == "server_unavailable"
+        _, err = process.communicate()
     assert (process.returncode, err) == (130, "")
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_waits_for_nothing(stop: signal.Signals) -> None:
+    with serving("--json", script=ENDLESS, grace=60) as process:
+        ready = ready_document(process)
+        with asking(ready["url"], stream=True) as connection:
+            assert connection.getresponse().readline().startswith(b"data: ")
+            process.send_signal(stop)
+            port = int(ready["url"].split(":")[2].split("/")[0])
+            while listens(port):  # until it has begun to shut down
+                pass
+            process.send_signal(stop)
+            out, err = process.communicate(timeout=30)
+    assert (process.returncode, out, err) == (128 + stop, "", "")
+
+
+def test_a_server_in_a_hurry_does_not_lose_its_socket() -> None:
+    """A second signal closes `sock` while the server still shuts down; its thread must not fail."""
+    app = create_app(FakeProvider(says("ok")))
+    with bind("127.0.0.1", 0) as sock, serve.answering(app, sock):
+        sock.close()
 
 
 SLOW = """
@@ -125,9 +188,24 @@ def test_the_printed_request_can_be_pasted() -> None:
     assert answer["choices"][0]["message"]["content"] == "632"
 
 
+@pytest.mark.skipif(shutil.which("curl") is None, reason="no curl here")
+def test_the_printed_request_works_with_keys_and_openais_rules() -> None:
+    with serving("--compat", "openai", "--api-key", "sk-1") as process:
+        assert process.stdout is not None
+        lines = [process.stdout.readline() for _ in range(4)]
+        assert lines[2] == "MOONLET_API_KEY must hold one of the keys for this:\n"
+        assert "sk-1" not in "".join(lines)
+        done = subprocess.run(
+            lines[3], shell=True, capture_output=True, text=True, check=True,
+            env={**os.environ, "MOONLET_API_KEY": "sk-1"},
+        )  # fmt: skip
+    assert json.loads(done.stdout)["choices"][0]["message"]["content"] == "632"
+
+
 def test_the_request_is_safe_to_paste() -> None:
     provider = FakeProvider(says("ok"))
     assert '"thinking": {"type": "enabled"}' in request("http://x", provider)
+    assert "thinking" not in request("http://x", provider, switch=False)
     hostile = "a'; echo oops; '"
     provider.card = type(provider.card)(hostile, 0, 10)
     done = subprocess.run(
@@ -241,7 +319,7 @@ def test_it_answers_while_the_model_is_loaded(stop: signal.Signals) -> None:
         caught.value.close()
         process.send_signal(stop)
         out, err = process.communicate()
-    assert (process.returncode, out, err) == (130, "", "")
+    assert (process.returncode, out, err) == (128 + stop, "", "")
 
 
 def test_a_model_that_cannot_be_loaded_ends_the_server() -> None:
@@ -256,6 +334,9 @@ def test_a_model_that_cannot_be_loaded_ends_the_server() -> None:
     ("flags", "says"),
     [
         (["--max-waiting", "0"], "--max-waiting is 0"),
+        (["--cors", "not-an-origin"], "--cors not-an-origin is not an origin"),
+        (["--cors", "https://a.example/"], "is not an origin"),
+        (["--cache-gb", "3"], "--cache-gb needs --cache-dir"),
         (["--api-key", "a b"], "visible ASCII"),
         (["--files", "/dev/null"], "--files /dev/null cannot be used"),
     ],

@@ -352,7 +352,7 @@ def test_several_models_behind_one_address() -> None:
             ("/detokenize", {"tokens": [97]}),
         ):
             status, told = server.post(json.dumps({**body, "model": "m"}).encode(), path)
-            assert (status, "conversations only" in told["error"]["message"]) == (400, True)
+            assert (status, "conversations only" in told["error"]["message"]) == (404, True)
             status, _ = server.post(json.dumps({**body, "model": "fake"}).encode(), path)
             assert status == 200
         with urllib.request.urlopen(f"{server.url}/metrics") as response:

@@ -417,7 +417,7 @@ def _said(*blocks: Any, role: str = "user") -> dict[str, Any]:
         ({"messages": [{"role": "user", "content": ""}]}, "messages[0].content"),
         (_said({"type": "text"}), "messages[0].content[0].text"),
         (_said({"type": "document"}), "messages[0].content[0].type"),
-        (_said({"type": "text", "text": "a"}, {"type": "text", "text": ""}), "messages[0].content[1].text"),
+        (_said({"type": "text", "text": ""}, {"type": "text", "text": ""}), "messages[0].content[0].text"),
         (_said({"type": "image"}), "messages[0].content[0].source.type"),
         (_said({"type": "image", "source": {"type": "base64", "media_type": "text/html", "data": ""}}),
          "messages[0].content[0].source.media_type"),

@@ -198,7 +198,12 @@ def metric(server: Running, line: str) -> float:
 def test_metrics() -> None:
     usage = Usage(10, 3, 0, cached_tokens=6, cached_disk_tokens=2)
     provider = FakeProvider([TextDelta("a"), TextDelta("b"), Finish("stop", usage)])
-    provider.stats = lambda: {"kv_cache_usage_perc": 0.25, "odd name": 1}  # type: ignore[attr-defined]
+    provider.stats = lambda: {
+        "kv_cache_usage_perc": 0.25,
+        "odd name": 1,
+        "steps": 7,
+        "requests_running": 3,
+    }  # type: ignore[attr-defined]
     with serving(create_app(provider)) as server:
         for stream in (False, True):
             assert fetch(server, "/v1/chat/completions", {**BODY, "stream": stream})[0] == 200
@@ -221,6 +226,8 @@ def test_metrics() -> None:
             "num_requests_waiting": 0,
             "kv_cache_usage_perc": 0.25,
             "odd_name": 1,
+            "steps_total": 7,
+            "engine_requests_running": 3,
         }.items():
             assert metric(server, line) == value, line
         assert fetch(server, "/metrics")[1]["content-type"].startswith("text/plain; version=0.0.4")

@@ -235,3 +235,13 @@ def test_openai_closes_strict_schemas(schema: dict[str, Any], says: str) -> None
     assert says in refused(OPENAI, tools=[strict])
     parsed(OPENAI, tools=[tool(**schema)])
     parsed(OPENAI, reasoning_effort="low", seed=1, store=True)
+
+
+def test_kimi_refuses_an_empty_text_beside_another() -> None:
+    parts = [{"type": "text", "text": text} for text in ("hi", "")]
+    said = refused(KIMI, messages=[{"role": "user", "content": parts}])
+    assert said == "text content is empty. [messages[0].content[1].text]"
+
+
+def test_an_effort_is_openais_own() -> None:
+    assert parsed(OPENAI, reasoning_effort="none").headers == {}

@@ -74,7 +74,7 @@ def test_null_is_absent() -> None:
     ],
 )
 def test_what_changes_nothing(fields: dict[str, Any]) -> None:
-    assert parsed(**fields) == parsed()
+    assert replace(parsed(**fields), headers={}) == parsed()
 
 
 @pytest.mark.parametrize(
@@ -486,3 +486,86 @@ def test_a_long_text_is_no_structure() -> None:
 def test_a_number_of_thousands_of_digits_is_refused_in_our_words() -> None:
     with pytest.raises(ApiError, match="a number has 5000 digits"):
         parse_object(b'{"seed": ' + b"7" * 5000 + b"}")
+
+
+def test_every_dialect_that_was_read_is_told() -> None:
+    def told(**fields: Any) -> str | None:
+        return parsed(**fields).headers.get("x-moonlet-repairs")
+
+    answer = {"role": "assistant", "content": "a"}
+    user = BODY["messages"][0]
+    assert told(messages=[user, {**answer, "reasoning": "r"}, user]) == "reasoning_renamed"
+    both = {**answer, "reasoning": "r", "reasoning_content": "r"}
+    assert told(messages=[user, both, user]) is None
+    foreign = [
+        {"enable_thinking": False},
+        {"reasoning_effort": "none"},
+        {"reasoning": {"enabled": True}},
+    ]
+    assert [told(**fields) for fields in foreign] == ["thinking_switch"] * 3
+    own = [
+        {"thinking": {"type": "disabled"}},
+        {"chat_template_kwargs": {"thinking": False}},
+        {"reasoning_effort": "low"},
+    ]
+    assert [told(**fields) for fields in own] == [None] * 3
+
+
+def test_an_empty_text_beside_another_is_dropped_and_told() -> None:
+    parts = [{"type": "text", "text": text} for text in ("", "hi")]
+    request = parsed(messages=[{"role": "user", "content": parts}])
+    assert request.chat.messages[0].text == "hi"
+    assert len(request.chat.messages[0].parts) == 1
+    assert request.headers == {"x-moonlet-repairs": "empty_text"}
+
+
+def test_allowed_tools_narrow_the_tools() -> None:
+    other = {"type": "function", "function": {"name": "g"}}
+    both = [TOOL, other]
+
+    def asked(mode: str, *names: str) -> Any:
+        return {
+            "type": "allowed_tools",
+            "allowed_tools": {"mode": mode, "tools": [named(n) for n in names]},
+        }
+
+    chat = parsed(tools=both, tool_choice=asked("auto", "g")).chat
+    assert (chat.tools, chat.must_call, chat.only_tool) == ([other], False, None)
+    chat = parsed(tools=both, tool_choice=asked("required", "g", "f")).chat
+    assert (chat.tools, chat.must_call, chat.only_tool) == (both, True, None)
+    flat = {
+        "type": "allowed_tools",
+        "mode": "required",
+        "tools": [{"type": "function", "name": "f"}],
+    }
+    chat = parsed(tools=both, tool_choice=flat).chat
+    assert (chat.tools, chat.must_call) == ([TOOL], True)
+    for wrong, told in (
+        (asked("auto", "h"), "names 'h'"),
+        (asked("none", "f"), "auto or required"),
+        ({"type": "allowed_tools"}, "list of functions"),
+        ({"type": "allowed_tools", "tools": ["f"]}, "list of functions"),
+    ):
+        with pytest.raises(ApiError, match=told):
+            parsed(tools=both, tool_choice=wrong)
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"min_tokens": 5}, "min_tokens is not supported; leave it out"),
+        ({"ignore_eos": True}, "ignore_eos is not supported; leave it out"),
+        (
+            {"modalities": ["audio"]},
+            "modalities is not supported; leave it out since answers are text",
+        ),
+        ({"guided_json": {}}, "leave it out and use response_format"),
+        ({"n": 0}, "n is 0, but it must be within 1 and 16"),
+        ({"n": 1000}, "n is 1000, but it must be within 1 and 16"),
+    ],
+)
+def test_refusals_say_the_way_out(fields: dict[str, Any], says: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        parsed(**fields)
+    assert says in caught.value.message
+    parsed(min_tokens=0, ignore_eos=False)

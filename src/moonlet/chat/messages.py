@@ -76,7 +76,10 @@ def canonical_id(name: str, index: int) -> str:
 def parse_messages(raw: Any) -> list[Message]:
     """Messages of a request. Raises PromptError with `param` such as "messages[2].content"."""
     if not isinstance(raw, list):
-        raise PromptError(f"messages must be a list, not {_kind(raw)}.", "messages")
+        found = (
+            "messages is missing." if raw is None else f"messages must be a list, not {_kind(raw)}."
+        )
+        raise PromptError(found, "messages")
     if not raw:
         raise PromptError("messages must hold at least one message.", "messages")
     messages = [_message(item, f"messages[{index}]") for index, item in enumerate(raw)]
@@ -132,6 +135,8 @@ def _role(raw: Any, where: str) -> Role:
             return "system"
         case "user" | "assistant" | "tool":
             return raw
+    if raw is None:
+        raise _bad(where, "is missing.")
     raise _bad(where, f"must be system, developer, user, assistant or tool, not {_show(raw)}.")
 
 
@@ -148,8 +153,8 @@ def _parts(raw: Any, role: Role, has_calls: bool, where: str) -> tuple[Part, ...
     if not isinstance(raw, list):
         raise _bad(where, f"must be a string or a list of parts, not {_kind(raw)}.")
     parts = tuple(_part(item, role, f"{where}[{index}]") for index, item in enumerate(raw))
-    if role == "user" and not parts:
-        raise PromptError("text content is empty.", where)
+    if role == "user" and all(part == TextPart("") for part in parts):
+        raise PromptError("text content is empty.", f"{where}[0].text" if parts else where)
     return parts
 
 
@@ -158,12 +163,9 @@ def _part(raw: Any, role: Role, where: str) -> Part:
         raise _bad(where, f"must be an object with a type, not {_kind(raw)}.")
     match raw.get("type"):
         case "text":
-            text = raw.get("text")
-            if not isinstance(text, str):
-                raise _bad(f"{where}.text", f"must be a string, not {_kind(text)}.")
-            if not text and role == "user":
-                raise PromptError("text content is empty.", f"{where}.text")
-            return TextPart(text)
+            return _text_part(raw, "text", where)
+        case "refusal" if role == "assistant":  # OpenAI's: the text of an answer that declined
+            return _text_part(raw, "refusal", where)
         case "image_url" | "video_url" as kind:
             if role not in ("user", "tool"):
                 raise PromptError(f"A {role} message cannot hold an {kind} part.", where)
@@ -173,6 +175,13 @@ def _part(raw: Any, role: Role, where: str) -> Part:
             raise _bad(
                 f"{where}.type", f"must be text, image_url or video_url, not {_show(other)}."
             )
+
+
+def _text_part(raw: dict[str, Any], member: str, where: str) -> TextPart:
+    text = raw.get(member)
+    if not isinstance(text, str):
+        raise _bad(f"{where}.{member}", f"must be a string, not {_kind(text)}.")
+    return TextPart(text)
 
 
 def _url(raw: Any, where: str) -> str:

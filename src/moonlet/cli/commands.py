@@ -6,6 +6,7 @@
 | 1      | something failed that the user did not ask for: the engine, the network, the disk   |
 | 2      | the user's mistake: an unknown flag, a model that is not there, a file that is broken |
 | 130    | Ctrl-C, in `main.py`                                                                |
+| 143    | SIGTERM to a server, which stops as with Ctrl-C                                     |
 """
 
 import os

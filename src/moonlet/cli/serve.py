@@ -7,6 +7,7 @@ server runs in another.
 
 import json
 import os
+import re
 import resource
 import signal
 import socket
@@ -31,8 +32,13 @@ if TYPE_CHECKING:
 
 QUESTION = "347+285"
 SHUTDOWN_S = 3  # how long running answers may go on after Ctrl-C
+LAST_WORDS_S = 2  # and how long they may take to say that they end
 KEYS_VARIABLE = "MOONLET_API_KEYS"
 NO_MODEL = "none"
+CACHE_GB = 20.0
+_ORIGIN = re.compile(
+    r"[a-z][a-z0-9+.-]*://[^/\s]+"
+)  # as browsers send it: no path, no "/" at its end
 
 
 def add_parser(commands: Any) -> None:
@@ -87,7 +93,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--cache-gb",
         type=float,
-        default=20.0,
+        default=CACHE_GB,
         metavar="N",
         help="at most so many GB in --cache-dir (%(default)g)",
     )
@@ -132,7 +138,9 @@ def run(args: Namespace) -> int:
         provider = loading.result()
         url = f"http://{_reachable(args.host)}:{sock.getsockname()[1]}"
         models = [provider.card.id, *(other.card.id for other in gateway.others)]
-        _announce(url, models, request(url, provider, with_key=bool(_keys(args))), args.json)
+        with_key = bool(_keys(args))
+        example = request(url, provider, with_key=with_key, switch=args.compat != "openai")
+        _announce(url, models, example, with_key, args.json)
         wait(server)
     return 0
 
@@ -149,6 +157,8 @@ def _cache(args: Namespace) -> tuple[Path, int] | None:
     if not 0 < args.cache_gb < 1e6:
         raise UsageError(f"--cache-gb is {args.cache_gb:g}, but it must be above 0")
     if args.cache_dir is None:
+        if args.cache_gb != CACHE_GB:
+            raise UsageError("--cache-gb needs --cache-dir, the folder that it limits")
         return None
     try:
         args.cache_dir.mkdir(parents=True, exist_ok=True)
@@ -179,6 +189,12 @@ def _app(
         raise UsageError(
             f"--max-waiting is {args.max_waiting}, but at least 1 must be able to wait"
         )
+
+    for origin in args.cors:
+        if origin != "*" and not _ORIGIN.fullmatch(origin):
+            raise UsageError(
+                f"--cors {origin} is not an origin; write it as https://example.org:8080, or '*' for all"
+            )
 
     return create_app(
         loading,
@@ -239,7 +255,7 @@ def bind(host: str, port: int) -> socket.socket:
 def answering(app: "FastAPI", sock: socket.socket) -> Iterator[threading.Event]:
     """A server for `app` on `sock`, for as long as the `with` lasts; the event is set when it has ended.
 
-    An event, because Ctrl-C in `Thread.join` makes Python 3.11 take the thread for ended.
+    `sock` is closed then. An event, because Ctrl-C in `Thread.join` makes Python 3.11 take the thread for ended.
     """
     import uvicorn
 
@@ -250,29 +266,38 @@ def answering(app: "FastAPI", sock: socket.socket) -> Iterator[threading.Event]:
         log_config=None,
         log_level="critical",
         access_log=False,
-        timeout_graceful_shutdown=SHUTDOWN_S,
+        timeout_graceful_shutdown=SHUTDOWN_S + LAST_WORDS_S,
     )
     server = uvicorn.Server(config)
     ended = threading.Event()
+    own = sock.dup()  # which nobody closes under it, as a second Ctrl-C closes the other
 
     def run() -> None:
         try:
-            server.run([sock])
+            server.run([own])
         finally:
             ended.set()
 
     thread = threading.Thread(target=run, name="moonlet-server")
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops as Ctrl-C does
+    before = signal.signal(signal.SIGTERM, _terminate)
     thread.start()
     try:
         yield ended
     finally:
         server.should_exit = True
+        sock.close()  # or the system would go on accepting for it
         try:
-            ended.wait()
+            if not ended.wait(SHUTDOWN_S):
+                app.state.moonlet.closing.begin()
+                ended.wait()
         finally:  # pressed again: nothing is waited for any more
             server.force_exit = True
             signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(signum: int, _: object) -> None:
+    """Stops as Ctrl-C does, with the exit status that shells give to a process that a signal ended."""
+    sys.exit(128 + signum)
 
 
 def wait(ended: threading.Event) -> None:
@@ -280,16 +305,17 @@ def wait(ended: threading.Event) -> None:
     ended.wait()
 
 
-def request(url: str, provider: "Provider", *, with_key: bool = False) -> str:
+def request(url: str, provider: "Provider", *, with_key: bool = False, switch: bool = True) -> str:
     """A shell command that asks the server one question, with thinking if the model can.
 
-    with_key: it takes an API key from MOONLET_API_KEY, where `moonlet chat` looks for it too.
+    with_key: it takes an API key from MOONLET_API_KEY, where `moonlet chat` looks for it too. switch: thinking
+    is asked for by name, in a member that OpenAI does not have; without it the model thinks all the same.
     """
     body: dict[str, Any] = {
         "model": provider.card.id,
         "messages": [{"role": "user", "content": QUESTION}],
     }
-    if provider.card.supports_reasoning:
+    if switch and provider.card.supports_reasoning:
         body["thinking"] = {"type": "enabled"}
     quoted = json.dumps(body).replace("'", "'\\''")
     key = ' -H "Authorization: Bearer $MOONLET_API_KEY"' if with_key else ""
@@ -297,12 +323,15 @@ def request(url: str, provider: "Provider", *, with_key: bool = False) -> str:
     return f"curl {route}{key} -H 'Content-Type: application/json' -d '{quoted}'"
 
 
-def _announce(url: str, models: list[str], example: str, as_json: bool) -> None:
+def _announce(url: str, models: list[str], example: str, with_key: bool, as_json: bool) -> None:
     if as_json:
         print_json({"url": f"{url}/v1", "model": models[0], "models": models, "request": example})
     else:
         verb = "answers" if len(models) == 1 else "answer"
-        print(f"{', '.join(models)} {verb} at {url}/v1\n\n{example}\n")
+        print(f"{', '.join(models)} {verb} at {url}/v1\n")
+        if with_key:
+            print("MOONLET_API_KEY must hold one of the keys for this:")
+        print(f"{example}\n")
     sys.stdout.flush()
 
 

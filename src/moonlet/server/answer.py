@@ -7,12 +7,13 @@ The status line waits for the first event, so that a prompt that cannot be rende
 for minutes of that. When nothing has come after `keep_alive_s` (media are fetched and decoded) a stream
 starts all the same, with a comment line. A later failure travels in the stream, in the dialect's own
 shape. The moment the client hangs up, the task is cancelled and the generator closed, which is what
-stops the generation.
+stops the generation. When the server ends before the answer does, the same happens, and the client is told:
+503, or the dialect's error in the stream.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Coroutine, Iterator
+from contextlib import aclosing, contextmanager
 from typing import Any, Protocol
 
 from starlette.responses import Response
@@ -28,6 +29,7 @@ from moonlet.chat.provider import (
     total_usage,
 )
 from moonlet.errors import EngineError
+from moonlet.server.closing import Closing
 from moonlet.server.encode import to_json
 from moonlet.server.errors import ApiError, as_api_error
 from moonlet.server.state import State
@@ -88,11 +90,12 @@ class Answer(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.events = self.state.watch.over(self.events, scope, self.encoder.model)
         work = self._stream(scope, send) if self.stream else self._plain(send)
-        await until_disconnect(receive, work)
+        await until_disconnect(receive, work, self.state.closing)
 
     async def _plain(self, send: Send) -> None:
-        async with aclosing(self.events) as events:
-            answers = await collect_all(events)
+        with self._told_of_the_end():
+            async with aclosing(self.events) as events:
+                answers = await collect_all(events)
         body = to_json(self.encoder.plain(answers))
         usage = total_usage(answer.usage for answer in answers)
         headers = [pair for pair in self.raw_headers if pair[0] != b"content-length"]
@@ -108,12 +111,13 @@ class Answer(Response):
     async def _stream(self, scope: Scope, send: Send) -> None:
         started = False
         try:
-            async with aclosing(self._pieces()) as pieces:
-                async for piece in pieces:
-                    if not started:
-                        started = True
-                        await send(self._sse_start())
-                    await send({"type": "http.response.body", "body": piece, "more_body": True})
+            with self._told_of_the_end():
+                async with aclosing(self._pieces()) as pieces:
+                    async for piece in pieces:
+                        if not started:
+                            started = True
+                            await send(self._sse_start())
+                        await send({"type": "http.response.body", "body": piece, "more_body": True})
         except Exception as error:
             if not started:
                 raise  # there is still a status line to tell it with
@@ -121,6 +125,16 @@ class Answer(Response):
             piece = self.encoder.error(known, self.state.error_body(scope, known))
             await send({"type": "http.response.body", "body": piece, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
+
+    @contextmanager
+    def _told_of_the_end(self) -> Iterator[None]:
+        """Being cancelled because the server ends is told to the client as any failure is."""
+        try:
+            yield
+        except asyncio.CancelledError:
+            if self.state.closing.begun:
+                raise self.state.closing.refusal() from None
+            raise  # the client has gone
 
     def _sse_start(self) -> dict[str, Any]:
         ours = {name for name, _ in _SSE_HEADERS} | {b"content-length"}
@@ -179,18 +193,27 @@ async def with_pauses(
         await events.aclose()
 
 
-async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
-    """Runs `work`, and cancels it as soon as the client hangs up. Returns when it has ended."""
+async def until_disconnect(
+    receive: Receive, work: Coroutine[Any, Any, None], closing: Closing
+) -> None:
+    """Runs `work`, and cancels it as soon as the client hangs up or the server ends.
+
+    Returns when it has ended. Raises what it raises: when the server ends that is `work`'s to say.
+    """
     working = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_disconnect(receive))
+    over = asyncio.ensure_future(closing.wait())
     try:
-        await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({working, gone, over}, return_when=asyncio.FIRST_COMPLETED)
+        if over.done() and not gone.done():
+            working.cancel()
+            await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
         if working.done():
             working.result()
     finally:
-        working.cancel()
-        gone.cancel()
-        await asyncio.wait({working, gone})
+        for task in (working, gone, over):
+            task.cancel()
+        await asyncio.wait({working, gone, over})
 
 
 async def _disconnect(receive: Receive) -> None:

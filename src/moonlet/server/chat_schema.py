@@ -20,6 +20,7 @@ from moonlet.server.thinking import EFFORTS
 _SAID: Schema = {"type": "string", "minLength": 1}
 _URL = either(_SAID, obj(("url",), url=_SAID))
 _TEXT_PART = obj(("type", "text"), type=one_of("text"), text=_SAID)
+_REFUSAL_PART = obj(("type", "refusal"), type=one_of("refusal"), refusal=TEXT)
 _PART = either(
     _TEXT_PART,
     obj(("type", "image_url"), type=one_of("image_url"), image_url=_URL),
@@ -52,7 +53,7 @@ _MESSAGE = either(
     obj(
         ("role",),
         role=one_of("assistant"),
-        content=either(TEXT, listed(_TEXT_PART), {"type": "null"}),
+        content=either(TEXT, listed(either(_TEXT_PART, _REFUSAL_PART)), {"type": "null"}),
         reasoning_content=optional(TEXT),
         reasoning=optional(TEXT),
         tool_calls=optional(listed(_CALL)),
@@ -75,9 +76,17 @@ _FUNCTION = obj(
     strict=optional(BOOLEAN),
 )
 _TOOL = obj(("type", "function"), type=one_of("function"), function=_FUNCTION)
+_NAMED = obj(("type", "function"), type=one_of("function"), function=obj(("name",), name=TEXT))
 _CHOICE = either(
     one_of("auto", "none", "required"),
-    obj(("type", "function"), type=one_of("function"), function=obj(("name",), name=TEXT)),
+    _NAMED,
+    obj(
+        ("type", "allowed_tools"),
+        type=one_of("allowed_tools"),
+        allowed_tools=obj(
+            ("mode", "tools"), mode=one_of("auto", "required"), tools=listed(_NAMED, 1)
+        ),
+    ),
 )
 _FORMAT = either(
     obj(("type",), type=one_of("text", "json_object")),

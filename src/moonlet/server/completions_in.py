@@ -10,7 +10,7 @@ from moonlet.chat.provider import ModelCard, TextRequest
 from moonlet.server.errors import ApiError
 from moonlet.server.fields import boolean, integer, kind_of, number, obj, text
 from moonlet.server.profiles import OPEN, Profile
-from moonlet.server.request import MAX_DEADLINE_S
+from moonlet.server.request import MAX_DEADLINE_S, refuse_not_here
 from moonlet.server.sampling import MAX_TOP_LOGPROBS, parse_n, parse_sampling, parse_stop
 
 MAX_CHOICES = 128  # prompts times n: what one request may set to work at once
@@ -31,6 +31,7 @@ class CompletionRequest:
 
 def parse_completion(body: dict[str, Any], card: ModelCard, profile: Profile) -> CompletionRequest:
     """Raises ApiError that names the field."""
+    refuse_not_here(body)
     if body.get("echo"):
         raise ApiError("echo is not supported; put the prompt before the answer yourself", "echo")
     if body.get("suffix"):

@@ -1,5 +1,6 @@
 """Around every request: an id for it, the API key, an answer even where the code behind breaks, and its memory."""
 
+import asyncio
 import re
 import uuid
 
@@ -40,6 +41,12 @@ class Edge:
             if scope["path"] not in self.state.public:
                 scope["state"]["asked_by"] = self.state.keys.check(headers)
             await self.app(scope, receive, send_with_id)
+        except asyncio.CancelledError:  # the server ends while the request is being read
+            if started:
+                raise
+            await self.state.refusal(scope, self.state.closing.refusal())(
+                scope, receive, send_with_id
+            )
         except Exception as error:
             if started:
                 raise  # nothing can be told any more: the connection breaks off

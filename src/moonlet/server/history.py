@@ -1,6 +1,6 @@
 """What a profile asks of a conversation beyond its shape."""
 
-from moonlet.chat.messages import Message
+from moonlet.chat.messages import Message, TextPart
 from moonlet.errors import PromptError
 from moonlet.server.profiles import Profile
 
@@ -9,6 +9,8 @@ def check_history(messages: list[Message], profile: Profile, thinking: bool) -> 
     """Raises PromptError for a conversation that the API of `profile` refuses."""
     if profile.wants_reasoning and thinking:
         _check_reasoning(messages)
+    if not profile.empty_texts:
+        _check_texts(messages)
     if profile.openai_rules:
         _check_results(messages)
 
@@ -27,6 +29,13 @@ def _check_reasoning(messages: list[Message]) -> None:
                 f"message at index {index}",
                 f"messages[{index}].reasoning_content",
             )
+
+
+def _check_texts(messages: list[Message]) -> None:
+    for index, message in enumerate(messages):
+        if message.role == "user" and TextPart("") in message.parts:
+            where = f"messages[{index}].content[{message.parts.index(TextPart(''))}].text"
+            raise PromptError("text content is empty.", where)
 
 
 def _check_results(messages: list[Message]) -> None:

@@ -1,7 +1,8 @@
 """What is counted, for Prometheus: `GET /metrics`, with vLLM's names under the prefix `moonlet:`.
 
 Counters and histograms are of this server's requests. A provider that has `stats() -> dict[str, float]`
-adds gauges of its own, each under its name.
+adds its own, each under its name: gauges, and counters where they only grow (`_GROWING`). How many requests
+an engine has in work gets the prefix `engine_`, since the server counts its requests by itself.
 """
 
 import re
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from moonlet.chat.provider import Usage
 
@@ -18,6 +19,7 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120
 _GAPS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16_384, 65_536, 262_144)
 _MODEL = ("model_name",)
+_GROWING = ("cache_evictions", "preemptions", "steps")
 
 
 class Metrics:
@@ -97,10 +99,12 @@ class _Stats:
     def __init__(self, stats: Callable[[], dict[str, float]]) -> None:
         self.stats = stats
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
+    def collect(self) -> Iterator[Metric]:
         for name, value in sorted(self.stats().items()):
             plain = re.sub(r"[^A-Za-z0-9_:]", "_", name)
-            yield GaugeMetricFamily(f"moonlet:{plain}", f"{name} of the provider", value=value)
+            plain = f"engine_{plain}" if plain.startswith("requests_") else plain
+            family = CounterMetricFamily if name in _GROWING else GaugeMetricFamily
+            yield family(f"moonlet:{plain}", f"{name} of the provider", value=value)
 
-    def describe(self) -> list[GaugeMetricFamily]:
+    def describe(self) -> list[Metric]:
         return []  # not known before a model is loaded

@@ -91,7 +91,8 @@ class Profile:
 
     schemas: what schemas with `strict` may hold: anything, MFJS, or OpenAI's subset. schemas are strict
     unless told otherwise if `strict_schemas`. forces_thinkers: a call can be forced while thinking is on.
-    wants_reasoning: a tool loop must be sent back with its reasoning. openai_rules: fields and messages that
+    wants_reasoning: a tool loop must be sent back with its reasoning. empty_texts: a part of a
+    user's message may be an empty text where others are not. openai_rules: fields and messages that
     OpenAI takes only together are held to that. members: all that a request may have, if not
     anything. extras: answers have members that OpenAI's lack.
     """
@@ -105,6 +106,7 @@ class Profile:
     strict_schemas: bool = True
     forces_thinkers: bool = True
     wants_reasoning: bool = False
+    empty_texts: bool = True
     openai_rules: bool = False
     thinking_members: tuple[str, ...] = ("type", "keep", "budget_tokens")
     members: frozenset[str] | None = None
@@ -124,6 +126,7 @@ KIMI = Profile(
     schemas="mfjs",
     forces_thinkers=False,
     wants_reasoning=True,
+    empty_texts=False,
     thinking_members=("type", "keep"),
 )
 OPENAI = Profile(

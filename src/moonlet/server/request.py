@@ -26,22 +26,27 @@ MAX_DEADLINE_S = 7 * 86400.0
 # Members that change the answer and are not served: what means the same as leaving them out, and the
 # way to get what they are for.
 _NOT_HERE: dict[str, tuple[tuple[Any, ...], str]] = {
-    "functions": (([],), "use tools"),
-    "function_call": (("none", "auto"), "use tool_choice"),
-    "modalities": ((["text"],), "answers are text"),
-    "audio": ((), "answers are text"),
-    "web_search_options": ((), "declare a search tool"),
-    "structured_outputs": (({},), "use response_format"),
-    "guided_json": ((), "use response_format"),
-    "guided_regex": ((), "use response_format"),
-    "guided_choice": ((), "use response_format with an enum"),
-    "guided_grammar": ((), "use response_format"),
-    "grammar": (("",), "use response_format"),
-    "json_schema": ((), "use response_format"),
-    "stop_token_ids": (([],), "use stop"),
-    "prompt_logprobs": ((0, False), "use logprobs"),
-    "separate_reasoning": ((True,), "the thinking always comes in a member of its own"),
-    "reasoning_format": (("auto", "deepseek"), "the thinking always comes in a member of its own"),
+    "functions": (([],), "and use tools"),
+    "function_call": (("none", "auto"), "and use tool_choice"),
+    "modalities": ((["text"],), "since answers are text"),
+    "audio": ((), "since answers are text"),
+    "web_search_options": ((), "and declare a search tool"),
+    "structured_outputs": (({},), "and use response_format"),
+    "guided_json": ((), "and use response_format"),
+    "guided_regex": ((), "and use response_format"),
+    "guided_choice": ((), "and use response_format with an enum"),
+    "guided_grammar": ((), "and use response_format"),
+    "grammar": (("",), "and use response_format"),
+    "json_schema": ((), "and use response_format"),
+    "stop_token_ids": (([],), "and use stop"),
+    "prompt_logprobs": ((0, False), "and use logprobs"),
+    "separate_reasoning": ((True,), "since the thinking always comes in a member of its own"),
+    "reasoning_format": (
+        ("auto", "deepseek"),
+        "since the thinking always comes in a member of its own",
+    ),
+    "min_tokens": ((0,), "since an answer ends where the model ends it"),
+    "ignore_eos": ((False,), "since an answer ends where the model ends it"),
 }
 
 
@@ -63,7 +68,7 @@ class ApiRequest:
 def parse_request(body: dict[str, Any], card: ModelCard, profile: Profile = OPEN) -> ApiRequest:
     """Raises ApiError or PromptError (both answer 400) with the name of the field."""
     _refuse_unknown(body, profile)
-    _refuse_not_here(body)
+    refuse_not_here(body)
     for name in ("user", "prompt_cache_key", "safety_identifier"):
         text(body, name)
     rules = profile.rules(card.id)
@@ -74,6 +79,8 @@ def parse_request(body: dict[str, Any], card: ModelCard, profile: Profile = OPEN
     check_history(messages, profile, thinking.on)
     schema = parse_format(body, messages, profile)
     messages, repairs = repair(messages)
+    renamed = any(map(_says_reasoning, body["messages"]))
+    told = [*repairs, *["reasoning_renamed"] * renamed, *["thinking_switch"] * thinking.foreign]
     chat = ChatRequest(
         messages=messages,
         tools=tools.declared,
@@ -98,13 +105,25 @@ def parse_request(body: dict[str, Any], card: ModelCard, profile: Profile = OPEN
         stream=stream,
         include_usage=_include_usage(body, stream, profile),
         shows_reasoning=thinking.shown,
-        headers=repair_headers(repairs),
+        headers=repair_headers(told),
     )
 
 
 def repair_headers(repairs: list[str]) -> dict[str, str]:
-    """The header that tells what was mended in a history; none when nothing was."""
+    """The header that tells what was mended in a request; none when nothing was.
+
+    Beside the words of `repair`: `reasoning_renamed` (`reasoning` was read as `reasoning_content`) and
+    `thinking_switch` (another API's switch was read as `thinking`).
+    """
     return {"x-moonlet-repairs": ", ".join(repairs)} if repairs else {}
+
+
+def _says_reasoning(message: dict[str, Any]) -> bool:
+    return (
+        message.get("role") == "assistant"
+        and message.get("reasoning_content") is None
+        and message.get("reasoning") is not None
+    )
 
 
 def _refuse_unknown(body: dict[str, Any], profile: Profile) -> None:
@@ -113,13 +132,14 @@ def _refuse_unknown(body: dict[str, Any], profile: Profile) -> None:
         raise ApiError(f"Unrecognized request argument supplied: {name}", code="unknown_parameter")
 
 
-def _refuse_not_here(body: dict[str, Any]) -> None:
+def refuse_not_here(body: dict[str, Any]) -> None:
+    """Raises ApiError for a member that would change the answer and is not served."""
     for name, (neutral, instead) in _NOT_HERE.items():
         value = body.get(name)
         # True == 1 in Python, so the types must agree as well.
         same = (kind_of(value) == kind_of(item) and value == item for item in neutral)
         if value is not None and not any(same):
-            raise ApiError(f"{name} is not supported; {instead}, and leave it out", name)
+            raise ApiError(f"{name} is not supported; leave it out {instead}", name)
 
 
 def _include_usage(body: dict[str, Any], stream: bool, profile: Profile) -> bool:

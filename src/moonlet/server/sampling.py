@@ -45,11 +45,9 @@ def parse_sampling(body: dict[str, Any], rules: ModelRules, thinking: bool) -> S
 
 def parse_n(body: dict[str, Any], rules: ModelRules, sampling: Sampling) -> int:
     """How many choices. Raises ApiError."""
-    n = integer(body, "n", 1, 2**31) or 1
-    if n > rules.max_n:
-        if rules.max_n == 1:
-            raise ApiError("invalid n: only 1 is allowed for this model", "n")
-        raise ApiError(f"n is {n}, but it must be within 1 and {rules.max_n}", "n")
+    if rules.max_n == 1 and (integer(body, "n", 1, 2**31) or 1) > 1:
+        raise ApiError("invalid n: only 1 is allowed for this model", "n")
+    n = integer(body, "n", 1, rules.max_n) or 1
     cold = sampling.temperature is not None and sampling.temperature < COLD
     if n > 1 and cold and rules.cold_alone:
         raise ApiError(f"invalid n: with temperature 0 only 1 is allowed, not {n}", "n")

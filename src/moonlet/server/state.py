@@ -32,6 +32,7 @@ from starlette.types import Scope
 from moonlet.chat.provider import ChatRequest, Event, Provider, TextProvider
 from moonlet.server.auth import ApiKeys
 from moonlet.server.body import SMALL_BODY_BYTES, BodyBudget, parse_object, read_body
+from moonlet.server.closing import Closing
 from moonlet.server.encode import to_json
 from moonlet.server.errors import ApiError, as_api_error, error_body
 from moonlet.server.fields import text
@@ -76,6 +77,7 @@ class State:
         self.files = files or FileStore()
         self.bodies = BodyBudget(max_body_bytes, BODIES_AT_ONCE)
         self.metrics = Metrics(self._stats)
+        self.closing = Closing()
         self.watch = Watch(self.metrics, max_waiting, tracing)
         self.error_bodies: dict[str, ErrorBody] = {}
         self.public = {"/health", "/health/ready", "/metrics", "/openapi.json"}
@@ -122,12 +124,14 @@ class State:
         )
 
     def text_named(self, model: str) -> TextProvider:
-        """The same, where plain text and counts are needed. Raises ApiError (400) if it has none."""
+        """The same, where plain text and counts are needed. Raises ApiError (404) if it has none."""
         provider = self.named(model)
         if not hasattr(provider, "complete"):
             raise ApiError(
                 f"the model {model!r} takes conversations only, no plain text, and does not count tokens",
                 "model",
+                status=404,
+                kind="resource_not_found_error",
             )
         return provider  # pyright: ignore[reportReturnType]
 

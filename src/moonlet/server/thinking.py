@@ -26,12 +26,16 @@ EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
 @dataclass(frozen=True)
 class Thinking:
-    """What a request wants: `budget` in tokens, `shown` in the answer."""
+    """What a request wants: `budget` in tokens, `shown` in the answer.
+
+    foreign: it was said in the words of another API, of which a client may not know that they are read.
+    """
 
     on: bool
     preserve: bool = False
     budget: int | None = None
     shown: bool = True
+    foreign: bool = False
 
 
 def parse_thinking(body: dict[str, Any], card: ModelCard, profile: Profile = OPEN) -> Thinking:
@@ -56,7 +60,12 @@ def parse_thinking(body: dict[str, Any], card: ModelCard, profile: Profile = OPE
         boolean(body, "include_reasoning") is False
         or boolean(router, "exclude", within="reasoning.") is True
     )
-    return Thinking(on, keep or bool(preserve), budget if on else None, not hidden)
+    foreign = (
+        body.get("enable_thinking") is not None
+        or router.get("enabled") is not None
+        or (body.get("reasoning_effort") == "none" and not profile.openai_rules)
+    )
+    return Thinking(on, keep or bool(preserve), budget if on else None, not hidden, foreign)
 
 
 def _switches(

@@ -7,6 +7,7 @@ filled in.
 | ---------------- | -------------- | ----------------------------------------------------- |
 | auto, none       | may, may not   | the same                                              |
 | required, named  | must call      | must call once it has thought; profile kimi refuses   |
+| allowed_tools    | the tools that it names, with its mode, auto or required               |
 | without tools    | refused if a call is forced                                            |
 """
 
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from moonlet.server.errors import ApiError
-from moonlet.server.fields import boolean, kind_of, obj, text
+from moonlet.server.fields import boolean, choice, kind_of, obj, text
 from moonlet.server.profiles import OPEN, Profile
 from moonlet.server.schemas import check_schema
 
@@ -42,7 +43,12 @@ def parse_tools(body: dict[str, Any], profile: Profile = OPEN, thinking: bool = 
     for name in names:
         if names.count(name) > 1:
             raise ApiError(f"tools declares {name!r} more than once", "tools")
-    kind, only = _choice(body.get("tool_choice"))
+    asked = body.get("tool_choice")
+    if isinstance(asked, dict) and asked.get("type") == "allowed_tools":
+        allowed, asked = _allowed(asked, names)
+        tools = [tool for tool, name in zip(tools, names, strict=True) if name in allowed]
+        names = allowed
+    kind, only = _choice(asked)
     if profile.openai_rules and kind is not None and not tools:
         raise ApiError("'tool_choice' is only allowed when 'tools' are specified.", "tool_choice")
     if kind == "none" or (not tools and kind in (None, "auto")):
@@ -65,8 +71,29 @@ def _choice(raw: Any) -> tuple[str | None, str | None]:
         return "specified", text(function, "name", within=within, required=True)
     shown = repr(raw[:40]) if isinstance(raw, str) else kind_of(raw)
     raise ApiError(
-        f"tool_choice must be auto, none, required or a named function, not {shown}", "tool_choice"
+        f"tool_choice must be auto, none, required, a named function or allowed_tools, not {shown}",
+        "tool_choice",
     )
+
+
+def _allowed(raw: dict[str, Any], names: list[str]) -> tuple[list[str], str]:
+    """The tools that OpenAI's `allowed_tools` leaves, and auto or required. Raises ApiError."""
+    within = "tool_choice.allowed_tools."
+    spec = obj(raw, "allowed_tools", within="tool_choice.") or raw  # some write it flat
+    mode = choice(spec, "mode", ("auto", "required"), within=within) or "auto"
+    listed = spec.get("tools")
+    if not isinstance(listed, list) or not all(isinstance(tool, dict) for tool in listed):
+        raise ApiError(f"{within}tools must be a list of functions", f"{within}tools")
+    allowed = []
+    for tool in listed:
+        function = obj(tool, "function", within=f"{within}tools.") or tool
+        name = text(function, "name", within=f"{within}tools.function.", required=True) or ""
+        if name not in names:
+            raise ApiError(
+                f"{within}tools names {name[:80]!r}, which tools do not have", f"{within}tools"
+            )
+        allowed.append(name)
+    return allowed, mode
 
 
 def _check_forced(
