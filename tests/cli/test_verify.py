@@ -72,6 +72,7 @@ def test_a_failure_is_status_1_and_told(
         (["http://127.0.0.1:1", "--samples", "a", "--only", "b"], "--only chooses checks"),
         (["http://127.0.0.1:1", "--samples", "a", "--output", "a"], "is read already"),
         (["http://127.0.0.1:1", "--api-key", "é"], "the API key holds a character"),
+        (["http://127.0.0.1:1/v1/chat/completions"], "leave /chat/completions out"),
     ],
 )
 def test_the_users_mistakes_are_status_2(
@@ -91,6 +92,8 @@ def test_the_users_mistakes_are_status_2(
         ["--timeout", "nan"],
         ["--profile", "theirs"],
         ["--extra-body", "[]"],
+        ["--extra-body", '{"a": NaN}'],
+        ["--extra-body", '{"a": ' + "9" * 5000 + "}"],
     ],
 )
 def test_bad_flags_are_status_2(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -112,3 +112,13 @@ def test_the_key_is_sent() -> None:
     with running(fake, key="sk-1") as place:
         asyncio.run(discover([place]))
     assert fake.headers[0]["authorization"] == "Bearer sk-1"
+
+
+def test_the_key_is_not_repeated() -> None:
+    fake = FakeEndpoint(models={"error": "no", "key": "sk-12345678"})
+    with running(fake, key="sk-12345678") as place:
+        found = asyncio.run(discover([place]))
+        fake.models = "wrong key: sk-12345678"
+        again = asyncio.run(discover([place]))
+    assert "sent no list of models" in found.warnings[0]
+    assert "wrong key: ***" in again.warnings[0]

@@ -239,10 +239,20 @@ def test_a_kill_in_the_middle_of_a_request_loses_nothing(path: Path) -> None:
 
 
 def test_two_servers_cannot_write_one_ledger(ledger: Ledger, path: Path) -> None:
-    with pytest.raises(ConfigError, match="another server writes"):
-        Ledger(path)
+    link = path.with_name("link")
+    link.symlink_to(path)
+    for name in (path, link):
+        with pytest.raises(ConfigError, match="another server writes"):
+            Ledger(name)
     ledger.close()
-    Ledger(path).close()
+    Ledger(link).close()
+
+
+def test_a_link_that_goes_round_is_no_ledger(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    with pytest.raises(ConfigError, match="cannot be used"):
+        Ledger(tmp_path / "a")
 
 
 def test_files_that_are_no_ledger(tmp_path: Path) -> None:

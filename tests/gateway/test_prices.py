@@ -41,7 +41,7 @@ def test_ones_own_prices_come_first(tmp_path: Path) -> None:
         ("[a]\ninput = -1\noutput = 2", "input is -1"),
         ("[a]\ninput = nan\noutput = 2", "input is nan"),
         ("[a]\ninput = true\noutput = 2", "input is True"),
-        ("[a]\ninput = 1\noutput = '2'", "output is 2"),
+        ("[a]\ninput = 1\noutput = '2'", "output is '2'"),
         ("[a]\ninput = 1\noutput = inf", "output is inf"),
     ],
 )

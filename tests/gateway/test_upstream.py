@@ -23,6 +23,7 @@ from tests.gateway.endpoint import (
     FakeEndpoint,
     Says,
     chunk,
+    event,
     refuses,
     running,
     text,
@@ -215,12 +216,28 @@ def test_the_clients_mistake_is_the_clients() -> None:
     assert (len(fake.bodies), other.bodies) == (1, [])
 
 
-def test_a_key_that_is_repeated_is_not_shown() -> None:
-    fake = FakeEndpoint(refuses(401, {"error": {"message": "wrong key: sk-secret"}}))
-    with running(fake, key="sk-secret") as place:
+KEY = "sk-" + "secret" * 10
+
+
+@pytest.mark.parametrize(
+    "says",
+    [
+        refuses(401, {"error": {"message": f"wrong key: {KEY}"}}),
+        refuses(400, {"error": {"message": f"wrong key: {KEY}", "param": KEY}}),
+        Says([event({"error": {"message": f"wrong key: {KEY}"}})]),
+        Says([chunk({"content": "a"}), event({"error": {"message": f"wrong key: {KEY}"}})]),
+        Says([event({"error": {"message": f"{'x' * 460} wrong key: {KEY}"}})]),
+        Says([f"data: wrong key: {KEY}\n\n".encode()]),
+        Says([b"data: " + b"x" * 50 + f" wrong key: {KEY}\n\n".encode()]),
+    ],
+)
+def test_a_key_that_is_repeated_is_not_shown(says: Says, caplog: pytest.LogCaptureFixture) -> None:
+    with running(FakeEndpoint(says), key=KEY) as place:
         [error] = answers([place])
-    assert "wrong key: ***" in str(error)
-    assert "sk-secret" not in str(error)
+    assert isinstance(error, PromptError | UpstreamError)
+    told = f"{error} {getattr(error, 'param', '')} {caplog.text}"
+    assert "***" in told
+    assert KEY[:10] not in told
 
 
 @pytest.mark.parametrize("wrong", [refuses(500, {}), refuses(401, {}), Says([b"data: {\n\n"])])
@@ -350,8 +367,8 @@ def test_a_slow_client_is_no_silence() -> None:
 
     async def work(place: Endpoint) -> list[Event]:
         provider, events = Upstream([place], CARD, silence_s=0.8), []
-        async for event in provider.stream(HELLO):
-            events += [event]
+        async for told in provider.stream(HELLO):
+            events += [told]
             await asyncio.sleep(1.0)
         await provider.aclose()
         return events

@@ -147,21 +147,25 @@ def _upstreams(
     with busy(f"asking {len(places)} upstream{'s' * (len(places) > 1)} for their models"):
         answers = asyncio.run(found())
     upstreams = []
+    warnings = [warning for answer in answers for warning in answer.warnings]
+    unpriced: list[str] = []
     for answer in answers:
-        warnings = list(answer.warnings)
-        priced = []
-        for place in answer.endpoints:
-            model = place.model or place.name
-            priced.append(replace(place, price=prices.find(place.name, place.host, model)))
-            if priced[-1].price is None:
-                warnings.append(
-                    f"no price is known of {place.host}/{model}: its requests count no cost, and no "
-                    "budget bounds them; say it with --prices"
-                )
-        for warning in warnings:
-            print(f"moonlet: {printable(warning)}", file=sys.stderr)
+        priced = [_priced(place, prices) for place in answer.endpoints]
+        unpriced += [f"{p.host}/{p.model or p.name}" for p in priced if p.price is None]
         upstreams.append(Upstream(priced, answer.card, access))
+    if unpriced:
+        rest = f" and {len(unpriced) - 3} more" if len(unpriced) > 3 else ""
+        warnings.append(
+            f"no price is known of {', '.join(unpriced[:3])}{rest}: such requests count no cost, and no "
+            "budget bounds them; say it with --prices"
+        )
+    for warning in warnings:
+        print(f"moonlet: {printable(warning)}", file=sys.stderr)
     return upstreams
+
+
+def _priced(place: "Endpoint", prices: "Prices") -> "Endpoint":
+    return replace(place, price=prices.find(place.name, place.host, place.model or place.name))
 
 
 def _limits(flags: Sequence[str], keys: Sequence[str]) -> dict[str, float]:

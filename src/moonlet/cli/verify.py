@@ -1,7 +1,6 @@
 """`moonlet verify URL`: does an endpoint do what the API promises, and does it call tools as a reference does?"""
 
 import asyncio
-import json
 import os
 import sys
 import time
@@ -240,10 +239,12 @@ def _seconds(text: str) -> float:
 
 
 def _members(text: str) -> dict[str, Any]:
+    from moonlet.gateway.fidelity.client import parse_json
+
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        value = None
+        value = parse_json(text)
+    except ValueError as error:
+        raise ArgumentTypeError(f"{text[:80]!r} is no JSON: {error}") from None
     if isinstance(value, dict):
         return value
-    raise ArgumentTypeError(f"{text:.80!r} is no JSON object")
+    raise ArgumentTypeError(f"{text[:80]!r} is no JSON object")

@@ -68,7 +68,7 @@ async def ask(
     """The events of the answer to `chunks.request`, whose media must be data URLs.
 
     When the time is over the answer ends as if the token limit were reached. Raises PromptError where the
-    client is at fault, UpstreamError for everything else.
+    client is at fault, UpstreamError for everything else; neither ever repeats the key.
     """
     try:
         async with aclosing(_answer(client, endpoint, chunks, patience)) as events:
@@ -81,6 +81,12 @@ async def ask(
             ) from None
         for event in chunks.cut():
             yield event
+    except PromptError as error:
+        param = error.param and endpoint.hide(error.param)
+        raise PromptError(endpoint.hide(error.message), param) from None
+    except UpstreamError as error:
+        error.args = (endpoint.hide(str(error)),)
+        raise
 
 
 async def _answer(
@@ -159,8 +165,6 @@ async def _no_answer(
         data += piece
         if len(data) > MAX_REFUSAL:
             break
-    if endpoint.key is not None:  # some repeat the key that they do not like
-        data = data.replace(endpoint.key.encode(), b"***")
     body: dict[str, Any] = {}
     with suppress(UpstreamError):
         body = parse_object(bytes(data), who)

@@ -117,7 +117,7 @@ async def _list(client: httpx2.AsyncClient, endpoint: Endpoint) -> list[Listed] 
     except TimeoutError:
         return UpstreamError(f"{endpoint} did not list its models within {PATIENCE_S:g} seconds")
     except UpstreamError as error:
-        return error
+        return UpstreamError(endpoint.hide(str(error)))
     except LOST as error:
         return lost(error, str(endpoint))
 

@@ -26,6 +26,7 @@ from moonlet.gateway.prices import Price
 
 KEY_PREFIX = "MOONLET_UPSTREAM_KEY_"
 MAX_NAME = 200  # characters
+SHOWN_OF_KEYS = 8  # characters that tell nothing yet, such as "sk-proj-"
 
 _SETTINGS = ("model", "thinking", "key")
 
@@ -52,6 +53,15 @@ class Endpoint:
     def __str__(self) -> str:
         """What errors call it."""
         return f"the upstream {self.name} at {self.host}"
+
+    def hide(self, text: str) -> str:
+        """`text` without the key, which some repeat in their errors, nor the beginning of one that was cut."""
+        if self.key is None:
+            return text
+        text = text.replace(self.key, "***")
+        for length in range(len(self.key) - 1, SHOWN_OF_KEYS, -1):
+            text = text.replace(self.key[:length], "***")
+        return text
 
 
 def parse_endpoint(flag: str, environment: Mapping[str, str], *, first: bool = True) -> Endpoint:

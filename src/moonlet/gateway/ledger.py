@@ -83,12 +83,13 @@ class Ledger:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = path.with_name(path.name + ".lock").open("wb")
-        except OSError as error:
-            raise ConfigError(f"the ledger {path} cannot be used: {error.strerror}") from error
+            self.path = path.resolve()  # or two processes could write it by two names
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = self.path.with_name(self.path.name + ".lock").open("wb")
+        except (OSError, RuntimeError) as error:  # the latter for links that go round
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise ConfigError(f"the ledger {path} cannot be used: {reason}") from error
         try:
             self._alone()
             self._next_id = self._open()

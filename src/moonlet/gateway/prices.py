@@ -78,7 +78,7 @@ def _price(entry: Any, where: str) -> Price:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not math.isfinite(value) or not 0 <= value <= _MOST:
             raise ConfigError(
-                f"{where}: {name} is {str(value)[:40]}, but it must be dollars for a million tokens"
+                f"{where}: {name} is {value!r:.40}, but it must be dollars for a million tokens"
             )
         found[name] = float(value)
     return Price(**found)

@@ -77,6 +77,7 @@ def played(
     output: Path | None = None,
     model: str = "ours",
     extra: dict[str, Any] | None = None,
+    concurrency: int = 3,
 ) -> list[Record]:
     async def run() -> list[Record]:
         records = RecordFile(output)
@@ -84,7 +85,7 @@ def played(
             async with open_http(httpx2.MockTransport(script)) as http:
                 found = read_samples(samples, model, extra or {})
                 client = Client(http, "http://x/v1")
-                return await replay(client, found, records, concurrency=3, timeout_s=20)
+                return await replay(client, found, records, concurrency=concurrency, timeout_s=20)
         finally:
             records.close()
 
@@ -186,6 +187,19 @@ def test_what_is_temporary_is_asked_again_and_the_rest_is_not(
     assert "no such thing" in (errors[2] or "")
     assert "429" in (errors[3] or "")
     assert len(script.asked) == 4 + MAX_ATTEMPTS + 1 + 1
+
+
+def test_what_would_be_refused_for_all_ends_the_run(tmp_path: Path) -> None:
+    gone = httpx2.Response(404, json={"error": {"message": "no such model"}})
+    file = write(tmp_path / "s.jsonl", *map(sample, "abcdefgh"))
+    script = Script(dict.fromkeys("abcdefgh", gone))
+    with pytest.raises(VerifyError, match="no such model"):
+        played(script, file)
+    assert len(script.asked) <= 3
+    script = Script({**dict.fromkeys("bcdefgh", gone), "a": says("yes")})
+    errors = [record.error for record in played(script, file, concurrency=1)]
+    assert errors[0] is None
+    assert None not in errors[1:]  # one of them at least was served, so that the rest may be
 
 
 def test_retry_after_is_honoured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ MAX_BYTES = 64 * 2**20  # of one answer: 128,000 tokens streamed one by one take
 MAX_LINES = 500_000  # of one stream
 CONNECT_S = 10.0
 IDLE_S = 2.0  # before servers close a connection that nobody uses, which would look like a failure
+MAX_DIGITS = 4000  # of an integer; Python itself stops soon after
 MAX_ATTEMPTS = 5
 MAX_DELAY_S = 300.0  # however long Retry-After says
 
@@ -145,13 +146,17 @@ def open_client(http: httpx2.AsyncClient, url: str, key: str | None) -> Client:
     if key is not None and not (key and key.isascii() and key.isprintable() and " " not in key):
         raise VerifyError("the API key holds a character that cannot be sent; copy the key anew")
     base = url.rstrip("/")
+    if base.endswith("/chat/completions"):
+        raise VerifyError(f"leave /chat/completions out: {shown(base)} must be what it is added to")
     return Client(http, base if parsed.path.strip("/") else f"{base}/v1", key)
 
 
 def parse_json(raw: bytes | str) -> Any:
-    """JSON as the standard has it, without NaN. Raises ValueError."""
+    """JSON as the standard has it: in UTF-8, without NaN. Raises ValueError."""
+    if isinstance(raw, bytes):
+        raw = raw.decode()  # which json.loads would guess
     try:
-        return json.loads(raw, parse_constant=_refuse)
+        return json.loads(raw, parse_constant=_refuse, parse_int=_integer)
     except RecursionError as error:
         raise ValueError("nested too deep") from error
 
@@ -183,3 +188,9 @@ def delay_s(headers: Mapping[str, str], attempt: int) -> float:
 
 def _refuse(name: str) -> Any:
     raise ValueError(f"{name} is no JSON")
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"a number has {len(digits)} digits")
+    return int(digits)

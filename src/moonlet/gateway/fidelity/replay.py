@@ -8,11 +8,12 @@ from typing import Any
 from moonlet.gateway.fidelity.answers import Answer, Call, read_plain, read_stream
 from moonlet.gateway.fidelity.client import MAX_ATTEMPTS, Client, Reply, delay_s
 from moonlet.gateway.fidelity.endpoint import CHAT
-from moonlet.gateway.fidelity.errors import Failed, Unreachable
+from moonlet.gateway.fidelity.errors import Failed, Refusal, Unreachable, VerifyError
 from moonlet.gateway.fidelity.judge import NoSchema, text_problem
 from moonlet.gateway.fidelity.records import CallRecord, Record, RecordFile
 from moonlet.gateway.fidelity.samples import Sample
 
+FOR_ALL = (401, 403, 404)  # no key, no right, no such model or path
 NO_MONEY = b"exceeded_current_quota_error"  # a 429 that no waiting mends
 
 
@@ -27,41 +28,57 @@ async def replay(
 ) -> list[Record]:
     """The record of every sample, in their order; what `records` has an answer to is not asked again.
 
-    timeout_s: for one try of one sample. Raises what reading `samples` raises.
+    timeout_s: for one try of one sample. Raises what reading `samples` raises, and VerifyError when the
+    first to be answered is told that there is no such model, or no access: it would be so for all.
     """
     asked: list[str] = []
+    answered = False
 
     async def work() -> None:
+        nonlocal answered
         for sample in samples:  # all workers take from one iterator, and between two awaits
             asked.append(sample.request)
             known = records.done.get(sample.request)
             if known is None or known.error is not None:
-                records.add(await _one(client, sample, timeout_s))
+                record, status = await _one(client, sample, timeout_s)
+                if status in FOR_ALL and not answered:
+                    raise VerifyError(f"of {client.base}, {sample.body['model']}: {record.error}")
+                answered = answered or record.error is None
+                records.add(record)
             on_done()
 
-    await asyncio.gather(*(work() for _ in range(concurrency)))
+    workers = [asyncio.ensure_future(work()) for _ in range(concurrency)]
+    try:
+        await asyncio.gather(*workers)
+    finally:
+        for worker in workers:
+            worker.cancel()
+        await asyncio.wait(workers)
     return [records.done[request] for request in asked]
 
 
-async def _one(client: Client, sample: Sample, timeout_s: float) -> Record:
+async def _one(client: Client, sample: Sample, timeout_s: float) -> tuple[Record, int | None]:
+    """What came of it, and the status with which it was refused."""
     begun = time.monotonic()
     known = {"sample": sample.sample, "request": sample.request, "model": sample.body["model"]}
     try:
         answer = await ask_patiently(client, sample.body, timeout_s)
         choice = answer.first
     except Failed as error:
-        return Record(**known, error=str(error), seconds=time.monotonic() - begun)
+        status = error.status if isinstance(error, Refusal) else None
+        return Record(**known, error=str(error), seconds=time.monotonic() - begun), status
     schemas = {
         tool["function"]["name"]: tool["function"].get("parameters")
         for tool in sample.body["tools"]
     }
-    return Record(
+    record = Record(
         **known,
         finish_reason=choice.finish,
         calls=tuple(_judged(call, schemas) for call in choice.calls),
         usage=answer.usages[-1] if answer.usages else {},
         seconds=time.monotonic() - begun,
     )
+    return record, None
 
 
 async def ask_patiently(client: Client, body: dict[str, Any], timeout_s: float) -> Answer:
@@ -77,7 +94,7 @@ async def ask_patiently(client: Client, body: dict[str, Any], timeout_s: float) 
                 return _read(body, reply)
             problem, headers = f"it answered {reply.told}", reply.headers
             if not _is_temporary(reply):
-                raise Failed(problem)
+                raise Refusal(problem, reply.status)
         except TimeoutError:
             problem = f"no answer within {timeout_s:g} s"
         except Unreachable as error:
