@@ -15,12 +15,13 @@ from moonlet.checkpoint.check import Problems
 from moonlet.checkpoint.convert_layout import blocks_of
 from moonlet.checkpoint.gguf import GgufFile, GgufTensor, open_parts
 from moonlet.checkpoint.gguf_config import config_from_gguf
-from moonlet.checkpoint.gguf_names import Form, GgufSlot, forms_of, from_gguf, is_left_out
+from moonlet.checkpoint.gguf_rows import from_gguf
 from moonlet.checkpoint.gguf_tokenizer import vocabulary_from_gguf
 from moonlet.checkpoint.gguf_vision import find_mmproj, preprocessor_from_gguf, vision_from_gguf
 from moonlet.checkpoint.stored import StoredMatrix
 from moonlet.checkpoint.untrusted import shown
 from moonlet.config import TensorSpec, tensor_specs
+from moonlet.config.gguf_tensors import Form, GgufSlot, forms_of, is_left_out
 from moonlet.config.tensors import Part
 from moonlet.errors import CheckpointError, ConfigError, NotSupportedError, TokenizerError
 from moonlet.quant import decode
@@ -134,7 +135,7 @@ class GgufCheckpoint:
         """One matrix of the canonical tensor `name` as the file stores it.
 
         From a stack of experts `expert` takes one, and `block` "gate" or "up" its half of gate_up_proj; of
-        kv_b `block` "k" or "v" and `expert` give one head (see gguf_names). Validates first. Raises KeyError
+        kv_b `block` "k" or "v" and `expert` give one head (see gguf_tensors). Validates first. Raises KeyError
         for a name or a block that the file does not store as one matrix.
         """
         self.validate()

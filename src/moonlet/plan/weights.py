@@ -13,11 +13,15 @@ NOT_READ: tuple[Part, ...] = ("embedding", "vision", "projector")  # by a step o
 
 @dataclass(frozen=True)
 class Weights:
-    """A model as it is stored. stored: bytes by part and type. label: "native", "q4_k_m", a file's name."""
+    """A model as it is stored. stored: bytes by part and type. label: "native", "q4_k_m", a file's name.
+
+    note: what is assumed where the bytes are not those of a known file, for people; else empty.
+    """
 
     config: ModelConfig
     label: str
     stored: Mapping[Part, Mapping[str, float]] = field(hash=False)
+    note: str = ""
 
     @property
     def total_bytes(self) -> float:
