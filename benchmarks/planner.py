@@ -6,13 +6,14 @@
 Fitting is a least squares in logarithms: residuals of every figure (a row's weight is its trust and falls with
 the root of how many figures it has), and how far factors stray from a first guess, which decides where no row
 speaks. The spread that intervals are made of is that of the residuals, by engine and regime, drawn towards that
-of all engines where there are few rows.
+of all engines where there are few rows; each row's residual is that of a fit to the others.
 """
 
 import argparse
 import json
 import math
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,15 +27,15 @@ from moonlet.plan.predict import FACTOR_NAMES, Factors
 TRUST = {"H": 1.0, "M": 0.7, "L": 0.3}
 GUESS = Factors(
     weight_share=0.7, layer_s=1e-4, sync_s=1.5e-5, node_s=1e-4, link_share=0.5, cache_share=0.5,
-    compute_share=0.12, first_s=0.08, ram_share=0.45, host_layer_s=2e-4, host_compute_share=0.1,
+    compute_share=0.12, first_s=0.08, ram_share=0.45, host_layer_s=2e-4, core_flops=5e10,
     stream_share=0.6,
 )  # fmt: skip
-STRAYS = 0.7  # by so much (in logarithms) a factor differs from the guess as easily as a figure by all of ...
-ERRS = 0.25  # ... this
+STRAYS = 1.0  # by so much (in logarithms) a factor differs from the guess as easily as a figure by all of ...
+ERRS = 0.1  # ... this
 SHARES = tuple(name for name in FACTOR_NAMES if name.endswith("_share"))
 PSEUDO_ROWS = 4  # with which all engines' spread weighs
 LEAST = 0.12
-SHARED = ("vllm", "sglang")
+REGIMES = ("decode", "batch", "prefill")
 
 
 def main() -> None:
@@ -43,7 +44,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     if args.fit:
-        PATH.write_text(written(fitted()), "utf-8")
+        now = fitted()
+        PATH.write_text(written(now), "utf-8")
         all_factors.cache_clear()
     report = compared()
     print(table(report))
@@ -55,62 +57,79 @@ def main() -> None:
 
 def fitted() -> dict[str, dict[str, Any]]:
     """Factors and spreads by engine."""
-    found: dict[str, tuple[Factors, list[tuple[Row, Figure, float]]]] = {}
-    engines = sorted({row.engine for row in rows() if row.figures})
-    for engine in engines:
+    found: dict[str, tuple[Factors, list[Off]]] = {}
+    for engine in sorted({row.engine for row in rows() if row.figures}):
         train = [row for row in rows() if row.engine == engine and not row.held_out and row.figures]
-        found[engine] = _fit(train)
-    pooled: dict[str, list[float]] = defaultdict(list)
-    for _, residuals in found.values():
-        for row, figure, off in residuals:
-            pooled[figure.regime].append((off, _weight(row)))
-    whole = {regime: _rms(pairs) for regime, pairs in pooled.items()}
+        point = _fit(train)
+        found[engine] = _factors(point), _left_out(train, point)
+    every = [off for _, offs in found.values() for off in offs]
+    whole = {regime: _rms([off for off in every if off.regime == regime]) for regime in REGIMES}
     return {
-        engine: {
-            "factors": factors,
-            "spread": _spreads(residuals, whole),
-            "rows": sorted({row.number for row, _, _ in residuals}),
-        }
-        for engine, (factors, residuals) in found.items()
+        engine: {"factors": factors, "spread": _spreads(offs, whole), "rows": sorted({off.row for off in offs})}
+        for engine, (factors, offs) in found.items()
     }
 
 
-def _fit(train: list[Row]) -> tuple[Factors, list[tuple[Row, Figure, float]]]:
-    pairs = [(row, figure) for row in train for figure in row.figures]
+@dataclass(frozen=True)
+class Off:
+    """How far a prediction is from a figure, in logarithms, and what that weighs."""
 
-    def factors(point: np.ndarray) -> Factors:
-        values = {}
-        for name, start, shift in zip(FACTOR_NAMES, START, point, strict=True):
-            values[name] = _logistic(start + shift) if name in SHARES else math.exp(start + shift)
-        return Factors(**values)
+    row: int
+    regime: str
+    off: float
+    weight: float
+
+
+def _offs(train: list[Row], point: np.ndarray) -> list[Off]:
+    factors = _factors(point)
+    return [
+        Off(row.number, figure.regime, math.log(figure.said_by(predictor) / figure.tok_s), _weight(row))
+        for row in train
+        for predictor in (row.predictor(factors),)
+        for figure in row.figures
+    ]
+
+
+def _left_out(train: list[Row], point: np.ndarray) -> list[Off]:
+    """Each row as the others predict it."""
+    return [
+        off
+        for row in train
+        for off in _offs([row], _fit([other for other in train if other is not row], point))
+    ]
+
+
+def _factors(point: np.ndarray) -> Factors:
+    moved = zip(FACTOR_NAMES, START, point, strict=True)
+    return Factors(**{
+        name: _logistic(start + by) if name in SHARES else math.exp(start + by) for name, start, by in moved
+    })  # fmt: skip
+
+
+def _fit(train: list[Row], start: np.ndarray | None = None) -> np.ndarray:
+    """How far each factor is moved from the guess: damped Gauss-Newton steps."""
 
     def off(point: np.ndarray) -> np.ndarray:
-        now = factors(point)
-        predictors = {row.number: row.predictor(now) for row in train}
-        return np.array(
-            [math.log(figure.said_by(predictors[row.number]) / figure.tok_s) for row, figure in pairs]
-        )
+        return np.array([one.off for one in _offs(train, point)])
 
-    weights = np.array([_weight(row) for row, _ in pairs])
-    point = np.zeros(len(FACTOR_NAMES))
-    damping = 1.0
+    point = np.zeros(len(FACTOR_NAMES)) if start is None else start
     residual = off(point)
+    weights = np.array([one.weight for one in _offs(train, point)])
+    damping = 1.0
     for _ in range(60):
-        jacobian = np.stack(
-            [(off(point + step) - residual) / 1e-4 for step in np.eye(len(point)) * 1e-4], axis=1
-        )
-        scale = np.sqrt(weights / (1 + np.abs(residual)))[:, None]  # far ones pull less than squared
-        left = np.vstack([scale * jacobian / ERRS, np.eye(len(point)) / STRAYS])
-        right = np.concatenate([scale[:, 0] * residual / ERRS, point / STRAYS])
+        jacobian = np.stack([(off(point + step) - residual) / 1e-4 for step in np.eye(len(point)) * 1e-4], axis=1)
+        scale = np.sqrt(weights / (1 + np.abs(residual) / ERRS))  # far ones pull less than squared
+        left = np.vstack([scale[:, None] * jacobian / ERRS, np.eye(len(point)) / STRAYS])
+        right = np.concatenate([scale * residual / ERRS, point / STRAYS])
         step = -np.linalg.solve(left.T @ left + damping * np.eye(len(point)), left.T @ right)
         if _cost(off(point + step), point + step, weights) < _cost(residual, point, weights):
             point, damping = point + step, damping / 3
             residual = off(point)
         else:
             damping *= 4
-        if np.abs(step).max() < 1e-4:
+        if np.abs(step).max() < 1e-3:
             break
-    return factors(point), [(row, figure, value) for (row, figure), value in zip(pairs, residual, strict=True)]
+    return point
 
 
 def _cost(residual: np.ndarray, point: np.ndarray, weights: np.ndarray) -> float:
@@ -132,20 +151,18 @@ def _weight(row: Row) -> float:
     return TRUST[row.sure] / math.sqrt(len(row.figures))
 
 
-def _rms(pairs: list[tuple[float, float]]) -> float:
-    whole = sum(weight for _, weight in pairs)
-    return math.sqrt(sum(weight * off**2 for off, weight in pairs) / whole)
+def _rms(offs: list[Off]) -> float:
+    return math.sqrt(sum(o.weight * o.off**2 for o in offs) / sum(o.weight for o in offs))
 
 
-def _spreads(residuals: list[tuple[Row, Figure, float]], whole: dict[str, float]) -> dict[str, float]:
+def _spreads(offs: list[Off], whole: dict[str, float]) -> dict[str, float]:
     """One standard deviation of the logarithm, by regime."""
     spreads = {}
     for regime, general in whole.items():
-        own = [(off, _weight(row)) for row, figure, off in residuals if figure.regime == regime]
-        count = len({row.number for row, figure, _ in residuals if figure.regime == regime})
+        own = [off for off in offs if off.regime == regime]
+        count = len({off.row for off in own})
         square = (count * _rms(own) ** 2 if own else 0.0) + PSEUDO_ROWS * general**2
-        # Rows that were fitted to are nearer than others will be.
-        spreads[regime] = max(math.sqrt(square / (count + PSEUDO_ROWS)) * (1 + 1 / (count + 1)), LEAST)
+        spreads[regime] = max(math.sqrt(square / (count + PSEUDO_ROWS)), LEAST)
     return spreads
 
 

@@ -10,7 +10,6 @@ from moonlet.config import preset
 from moonlet.plan.describe import describe_machine
 from moonlet.plan.engines import Tier, engine
 from moonlet.plan.machine import Machine
-from moonlet.plan.memory import cache_bytes_per_token
 from moonlet.plan.placement import Load, Placement, capacities
 from moonlet.plan.predict import Factors, Predictor
 from moonlet.plan.stored import weights_as
@@ -73,12 +72,14 @@ class Row:
         return _weights(_ALIKE.get(self.model, self.model), self.quantization)
 
     def machine(self) -> Machine:
-        return _machine(**{name: self.setting.get(name) for name in _HARDWARE})
+        said = ((name, self.setting[name]) for name in _HARDWARE if name in self.setting)
+        return _machine(tuple(said))
 
     def predictor(self, factors: Factors) -> Predictor:
         """Of this row's machine, everything where the row says that it was."""
         weights, machine = self.weights(), self.machine()
-        cache = cache_bytes_per_token(weights.config, self.setting.get("cache", "bf16"))
+        values = weights.config.num_hidden_layers * weights.config.latent_size
+        cache = values * (1 if self.setting.get("cache") == "fp8" else 2)
         known = engine(self.engine)
         load = Load(0, 1, cache)
         experts = weights.bytes_of("experts")
@@ -99,7 +100,7 @@ def rows() -> tuple[Row, ...]:
     return tuple(_row(entry, (position + 1) % HELD_OUT_EVERY == 0) for position, entry in enumerate(table))
 
 
-_HARDWARE = ("gpu", "cpu", "ram", "bandwidth", "nodes", "network", "cores", "int8_tops")
+_HARDWARE = ("gpu", "cpu", "sockets", "cores", "ram", "cpu_bandwidth", "nodes", "network")
 _OF_ROWS = ("number", "engine", "model", "quantization", "sure", "source", "unused", "figures")
 
 
@@ -118,17 +119,18 @@ def _weights(model: str, quantization: str) -> Weights:
 
 
 @cache
-def _machine(
-    gpu: str | None, cpu: str | None, ram: float | None, bandwidth: float | None, nodes: int | None,
-    network: float | None, cores: int | None, int8_tops: float | None,
-) -> Machine:  # fmt: skip
-    described = describe_machine(
-        gpu=[gpu] if gpu else [], cpu=cpu, ram_gb=ram, cpu_bandwidth=bandwidth, cores=cores,
-        nodes=nodes or 1, network_gbit=network,
-    )  # fmt: skip
-    machine = described.machine
-    if int8_tops is not None:
-        machine = replace(machine, host=replace(machine.host, flops={"int8": int8_tops * 1e12}))
+def _machine(hardware: tuple[tuple[str, Any], ...]) -> Machine:
+    said = dict(hardware)
+    machine, _ = describe_machine(
+        gpu=[said["gpu"]] if "gpu" in said else [],
+        ram_gb=said.get("ram"),
+        cpu=said.get("cpu"),
+        cpu_bandwidth=said.get("cpu_bandwidth"),
+        cores=said.get("cores"),
+        sockets=said.get("sockets"),
+        nodes=said.get("nodes", 1),
+        network_gbit=said.get("network"),
+    )
     return machine
 
 

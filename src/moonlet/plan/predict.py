@@ -8,7 +8,8 @@
 
 What is read of the experts grows with the tokens of a step as if they were chosen evenly
 (`Weights.bytes_read`). The factors are an engine's, fitted to measurements (fit.py, factors.toml); they are
-shares of what the hardware could do at most, and seconds that no bandwidth shortens.
+shares of what the hardware could do at most, and seconds that no bandwidth shortens. Of processors it is a
+core's speed that is fitted: what is measured of llama.cpp differs far less by core than by share of a peak.
 """
 
 from collections.abc import Callable
@@ -31,14 +32,14 @@ class Factors:
     weight_share: float  # of an accelerator's bandwidth, reading weights
     layer_s: float  # of every layer in every step
     sync_s: float  # more of it when accelerators work together, for each doubling of their number
-    node_s: float  # more of it when nodes do
+    node_s: float  # more of it when there are several nodes
     link_share: float  # of the links between accelerators, adding up what each has computed
     cache_share: float  # of an accelerator's bandwidth, reading latents
     compute_share: float  # of an accelerator's bf16 peak, in prefill
     first_s: float  # of every prompt
     ram_share: float  # of the host's bandwidth, reading experts
     host_layer_s: float  # of every layer whose experts are on the host
-    host_compute_share: float  # of the host's int8 peak, in prefill
+    core_flops: float  # operations per second of one core in prefill, whatever its peak
     stream_share: float  # of PCIe, when experts are brought to the GPU for a prompt
 
 
@@ -113,11 +114,10 @@ class Predictor:
             parts["links"] = self._links_s(tokens)
         if on_host:
             flops = 2 * tokens * routed * ram if p.rest_in == "vram" else 2 * tokens * active + attention
-            peak = max(m.host.flops.values(), default=1.0)
             chunks = max(tokens / CHUNK, 1.0)
             reads = chunks * self.weights.bytes_read(min(tokens, CHUNK)).get("experts", 0.0) * (ram or 1.0)
             parts["processor"] = max(
-                flops / (peak * f.host_compute_share), reads / (m.host.bandwidth_bytes_s * f.ram_share)
+                flops / (m.host.cores * f.core_flops), reads / (m.host.bandwidth_bytes_s * f.ram_share)
             )
         if (share := p.experts.get("disk", 0.0)) and m.disk is not None:
             parts["disk"] = max(tokens / CHUNK, 1.0) * p.expert_bytes * share / m.disk.bandwidth_bytes_s
@@ -133,8 +133,7 @@ class Predictor:
 
     def users_tok_s(self, each: float, prompt: float, answer: float) -> float:
         """Tokens of prompts and answers per second and accelerator when every user gets `each` a second."""
-        speed = lambda streams: self.serve_tok_s(streams, prompt, answer) / streams  # noqa: E731
-        streams = _largest(lambda n: speed(n) >= each)
+        streams = _largest(lambda n: self.serve_tok_s(n, prompt, answer) / n >= each)
         return self.serve_tok_s(streams, prompt, answer) * (prompt + answer) / answer / self.machine.num_accelerators
 
     @property
@@ -159,8 +158,7 @@ class Predictor:
 
     def _layer_s(self) -> float:
         f, m = self.factors, self.machine
-        across = f.node_s * (m.nodes > 1 and self.placement.engine.across == "tensor")
-        return f.layer_s + f.sync_s * log2(self.together) + across
+        return f.layer_s + f.sync_s * log2(self.together) + f.node_s * (m.nodes > 1)
 
     def _links_s(self, tokens: float) -> float:
         """Two sums over all accelerators in every layer, bf16, each of which passes 2 (n - 1) / n of its bytes."""
