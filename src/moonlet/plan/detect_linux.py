@@ -69,12 +69,10 @@ class LinuxSystem:
     def memory(self) -> tuple[float | None, float | None]:
         """Bytes in all and free now: of the machine, or of the control group where that is less."""
         fields = dict(
-            line.split(":", 1) for line in self.text("proc/meminfo").splitlines() if ":" in line
+            pair for line in self.text("proc/meminfo").splitlines() if (pair := _pair(line, ":"))
         )
-        totals, frees = (
-            [kib * 1024.0 for kib in (whole_number(fields.get(name, "").split(" kB")[0]),) if kib]
-            for name in ("MemTotal", "MemAvailable")
-        )
+        totals: list[float] = [kib * 1024 for kib in _numbers(fields.get("MemTotal", ""))]
+        frees: list[float] = [kib * 1024 for kib in _numbers(fields.get("MemAvailable", ""))]
         for folder in self._groups("memory"):
             limit = whole_number(self.text(f"{folder}/memory.max")) or whole_number(
                 self.text(f"{folder}/memory.limit_in_bytes")
@@ -91,11 +89,8 @@ class LinuxSystem:
 
     def _file_pages(self, folder: str) -> float:
         """Files that a control group has read count as used there, and yet they give way."""
-        stat = dict(
-            pair
-            for line in self.text(f"{folder}/memory.stat").splitlines()
-            if len(pair := line.split()) == 2
-        )
+        lines = self.text(f"{folder}/memory.stat").splitlines()
+        stat = dict(pair for line in lines if (pair := _pair(line, " ")))
         whole = "total_" if "total_inactive_file" in stat else ""
         return sum(
             whole_number(stat.get(f"{whole}{age}_file", "")) or 0 for age in ("inactive", "active")
@@ -160,3 +155,13 @@ def whole_number(text: str) -> int | None:
     """None where it is not one."""
     text = text.strip()
     return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
+
+
+def _pair(line: str, between: str) -> tuple[str, str] | None:
+    name, found, value = line.partition(between)
+    return (name, value) if found else None
+
+
+def _numbers(text: str) -> list[int]:
+    """ "24682416 kB" -> [24682416]."""
+    return [number for word in text.split() if (number := whole_number(word)) is not None]
