@@ -26,7 +26,7 @@ def prefill_flops(
     pairs = tokens * past + tokens * (tokens + 1) / 2
     c = config
     work = _linear(c, tokens, logits)
-    work["scores"] = _scores(c, pairs, c.qk_head_dim + c.v_head_dim)
+    work["scores"] = scores(c, pairs, absorbed=False)
     chunks = ceil(tokens / chunk) if chunk else min(tokens, 1)
     expanded_again = past * chunks + (chunk or 0) * chunks * (chunks - 1) / 2
     kv_b = c.num_attention_heads * (c.qk_nope_head_dim + c.v_head_dim) * c.kv_lora_rank
@@ -40,8 +40,7 @@ def decode_flops(config: ModelConfig, context: float, streams: int = 1) -> dict[
     Folding queries and outputs through kv_b costs what expanding one latent does.
     """
     work = _linear(config, streams, streams)
-    per_pair = 2 * config.kv_lora_rank + config.qk_rope_head_dim
-    work["scores"] = _scores(config, streams * context, per_pair)
+    work["scores"] = scores(config, streams * context, absorbed=True)
     return work
 
 
@@ -73,5 +72,9 @@ def _linear(config: ModelConfig, tokens: int, logits: int) -> dict[str, float]:
     return {str(part): number for part, number in work.items()}
 
 
-def _scores(config: ModelConfig, pairs: float, per_pair: int) -> float:
-    return 2.0 * pairs * per_pair * config.num_attention_heads * config.num_hidden_layers
+def scores(config: ModelConfig, pairs: float, *, absorbed: bool) -> float:
+    """Of all layers for so many pairs of a query and a position that it sees."""
+    c = config
+    plain = c.qk_head_dim + c.v_head_dim
+    each = 2 * c.kv_lora_rank + c.qk_rope_head_dim if absorbed else plain
+    return 2.0 * pairs * each * c.num_attention_heads * c.num_hidden_layers

@@ -4,6 +4,7 @@
          + weights in VRAM / (accelerators * bandwidth * weight_share)
          + cache / (bandwidth * cache_share)
          + weights in RAM / (bandwidth * ram_share) + layers * host_layer_s
+         + attention on the processor / (cores * core_flops * cache_share)
          + weights on disk / bandwidth
 
 What is read of the experts grows with the tokens of a step as if they were chosen evenly
@@ -16,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from math import log2
 
+from moonlet.plan.flops import scores
 from moonlet.plan.machine import Accelerator, Machine
 from moonlet.plan.placement import Placement
 from moonlet.plan.weights import Weights
@@ -34,7 +36,7 @@ class Factors:
     sync_s: float  # more of it when accelerators work together, for each doubling of their number
     node_s: float  # more of it when there are several nodes
     link_share: float  # of the links between accelerators, adding up what each has computed
-    cache_share: float  # of an accelerator's bandwidth, reading latents
+    cache_share: float  # of an accelerator's bandwidth, reading latents; of `core_flops` on a processor
     compute_share: float  # of an accelerator's bf16 peak, in prefill
     first_s: float  # of every prompt
     ram_share: float  # of the host's bandwidth, reading experts
@@ -63,22 +65,24 @@ class Predictor:
         read = self.weights.bytes_read(streams)
         experts = read.pop("experts", 0.0)
         rest = sum(read.values())
+        routed = 2 * streams * active_experts(self.weights)
+        others = 2 * streams * self.weights.parameters_active - routed
         parts: dict[str, float] = {}
-        cache = streams * context * p.load.cache_token_bytes
         if p.rest_in == "vram":
-            speed = self._vram_bytes_s()
-            parts["rest"] = rest / (speed * f.weight_share)
-            parts["cache"] = cache * p.replicas / self.together / (self._one.bandwidth_bytes_s * f.cache_share)
+            cache = streams * context * p.load.cache_token_bytes * p.replicas / self.together
+            parts["rest"] = self._vram_s(rest, others)
+            parts["cache"] = cache / (self._one.bandwidth_bytes_s * f.cache_share)
             parts["layers"] = layers * self._layer_s()
             parts["links"] = self._links_s(streams)
         else:
-            parts["rest"] = rest / (m.host.bandwidth_bytes_s * f.ram_share)
-            parts["cache"] = cache / (m.host.bandwidth_bytes_s * f.cache_share)
+            seen = scores(self.weights.config, streams * context, absorbed=True)
+            parts["rest"] = self._host_s(rest, others)
+            parts["cache"] = seen / (self._cores_flops() * f.cache_share)
             parts["layers"] = layers * f.host_layer_s
         if share := p.experts.get("vram", 0.0):
-            parts["experts in VRAM"] = experts * share / (self._vram_bytes_s() * f.weight_share)
+            parts["experts in VRAM"] = self._vram_s(experts * share, routed * share)
         if share := p.experts.get("ram", 0.0):
-            parts["experts in RAM"] = experts * share / (m.host.bandwidth_bytes_s * f.ram_share)
+            parts["experts in RAM"] = self._host_s(experts * share, routed * share)
             if p.rest_in == "vram":
                 parts["crossing"] = layers * f.host_layer_s
         if (share := p.experts.get("disk", 0.0)) and m.disk is not None:
@@ -98,7 +102,7 @@ class Predictor:
         config = self.weights.config
         active = self.weights.parameters_active
         routed = active_experts(self.weights)
-        attention = attention_flops(self.weights, tokens)
+        attention = scores(config, tokens * (tokens + 1) / 2, absorbed=False)
         parts = {"start": f.first_s}
         ram = p.experts.get("ram", 0.0) + p.experts.get("disk", 0.0)
         on_host = ram > 0 or p.rest_in == "ram"
@@ -108,17 +112,14 @@ class Predictor:
                 flops += 2 * tokens * routed * ram
                 parts["experts over PCIe"] = p.expert_bytes * ram / self._stream_bytes_s()
                 on_host = False
-            peak = self._gpu_flops() * _LOW_BITS.get(self.quantization, 1.0)
-            parts["compute"] = flops / (peak * f.compute_share)
+            parts["compute"] = flops / (self._gpu_flops() * f.compute_share)
             parts["layers"] = config.num_hidden_layers * self._layer_s()
             parts["links"] = self._links_s(tokens)
         if on_host:
             flops = 2 * tokens * routed * ram if p.rest_in == "vram" else 2 * tokens * active + attention
             chunks = max(tokens / CHUNK, 1.0)
             reads = chunks * self.weights.bytes_read(min(tokens, CHUNK)).get("experts", 0.0) * (ram or 1.0)
-            parts["processor"] = max(
-                flops / (m.host.cores * f.core_flops), reads / (m.host.bandwidth_bytes_s * f.ram_share)
-            )
+            parts["processor"] = self._host_s(reads, flops)
         if (share := p.experts.get("disk", 0.0)) and m.disk is not None:
             parts["disk"] = max(tokens / CHUNK, 1.0) * p.expert_bytes * share / m.disk.bandwidth_bytes_s
         return parts
@@ -147,14 +148,23 @@ class Predictor:
         in_node = len(machine.accelerators) if engine.split == "tensor" else 1
         return in_node * (machine.nodes if engine.across == "tensor" else 1)
 
-    def _vram_bytes_s(self) -> float:
-        """Of the accelerators that work on one token together."""
-        return self.together * self._one.bandwidth_bytes_s
+    def _vram_s(self, num_bytes: float, flops: float) -> float:
+        """The slower of reading and computing, for the accelerators that work on one token together."""
+        speed = self.together * self._one.bandwidth_bytes_s * self.factors.weight_share
+        return max(num_bytes / speed, flops / (self._gpu_flops() * self.factors.compute_share))
+
+    def _host_s(self, num_bytes: float, flops: float) -> float:
+        """The slower of reading and computing, for the processor."""
+        host, f = self.machine.host, self.factors
+        return max(num_bytes / (host.bandwidth_bytes_s * f.ram_share), flops / self._cores_flops())
+
+    def _cores_flops(self) -> float:
+        return self.machine.host.cores * self.factors.core_flops
 
     def _gpu_flops(self) -> float:
         """Of all that a long prompt keeps busy: pieces of it follow each other through the nodes."""
         count = self.together if self.placement.engine.split == "pipeline" else self.machine.num_accelerators
-        return count * self._one.flops["bf16"]
+        return count * self._one.flops["bf16"] * _LOW_BITS.get(self.quantization, 1.0)
 
     def _layer_s(self) -> float:
         f, m = self.factors, self.machine
@@ -184,13 +194,6 @@ def active_experts(weights: Weights) -> float:
     c = weights.config
     each = 3 * c.hidden_size * c.moe_intermediate_size
     return weights.num_moe_layers * c.num_experts_per_tok * each
-
-
-def attention_flops(weights: Weights, tokens: float) -> float:
-    """Of a causal prompt, unabsorbed: two products of (nope + rope) and v for every pair of positions."""
-    c = weights.config
-    width = c.qk_nope_head_dim + c.qk_rope_head_dim + c.v_head_dim
-    return c.num_hidden_layers * c.num_attention_heads * width * tokens**2
 
 
 def _largest(holds: Callable[[int], bool], most: int = 4096) -> int:
