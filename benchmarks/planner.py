@@ -26,7 +26,7 @@ from moonlet.plan.predict import FACTOR_NAMES, Factors
 
 TRUST = {"H": 1.0, "M": 0.7, "L": 0.3}
 GUESS = Factors(
-    weight_share=0.7, layer_s=1e-4, sync_s=1.5e-5, node_s=1e-4, link_share=0.5, cache_share=0.5,
+    weight_share=0.7, layer_s=1e-4, sync_s=1.5e-5, node_s=1e-4, hop_s=3e-3, link_share=0.5, cache_share=0.5,
     compute_share=0.12, first_s=0.08, ram_share=0.45, host_layer_s=2e-4, core_flops=5e10,
     stream_share=0.6,
 )  # fmt: skip

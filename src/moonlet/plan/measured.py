@@ -88,7 +88,7 @@ class Row:
         replicas = self.setting.get("replicas") or max(len(machine.accelerators), 1)
         shares = _shares(self, weights, machine, rest)
         if self.setting.get("pipeline"):
-            known = replace(known, split="pipeline")
+            known = replace(known, across="pipeline")
         where = Placement(known, load, home, rest, shares, experts, capacities(known, machine), replicas)
         return Predictor(weights, machine, where, factors, self.quantization)
 

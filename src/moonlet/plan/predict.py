@@ -1,6 +1,6 @@
 """How long a step takes: for each part the slower of reading its weights and computing with them, by tier.
 
-    step = layers * (layer_s + sync_s + node_s) + sums over links / (bandwidth * link_share)
+    step = layers * (layer_s + sync_s + node_s) + nodes * hop_s + sums over links / (bandwidth * link_share)
          + weights in VRAM / (accelerators * bandwidth * weight_share)
          + cache / (bandwidth * cache_share)
          + weights in RAM / (bandwidth * ram_share) + layers * host_layer_s
@@ -34,7 +34,8 @@ class Factors:
     weight_share: float  # of an accelerator's bandwidth, reading weights
     layer_s: float  # of every layer in every step
     sync_s: float  # more of it when accelerators work together, for each doubling of their number
-    node_s: float  # more of it when there are several nodes
+    node_s: float  # more of it when nodes work together
+    hop_s: float  # of every step from one node to the next, where they work one after the other
     link_share: float  # of the links between accelerators, adding up what each has computed
     cache_share: float  # of an accelerator's bandwidth, reading latents; of `core_flops` on a processor
     compute_share: float  # of an accelerator's bf16 peak, in prefill
@@ -72,7 +73,7 @@ class Predictor:
             cache = streams * context * p.load.cache_token_bytes * p.replicas / self.together
             parts["rest"] = self._vram_s(rest, others)
             parts["cache"] = cache / (self._one.bandwidth_bytes_s * f.cache_share)
-            parts["layers"] = layers * self._layer_s()
+            parts["layers"] = layers * self._layer_s() + self._hops_s()
             parts["links"] = self._links_s(streams)
         else:
             seen = scores(self.weights.config, streams * context, absorbed=True)
@@ -113,7 +114,7 @@ class Predictor:
                 parts["experts over PCIe"] = p.expert_bytes * ram / self._stream_bytes_s()
                 on_host = False
             parts["compute"] = flops / (self._gpu_flops() * f.compute_share)
-            parts["layers"] = config.num_hidden_layers * self._layer_s()
+            parts["layers"] = config.num_hidden_layers * self._layer_s() + self._hops_s()
             parts["links"] = self._links_s(tokens)
         if on_host:
             flops = 2 * tokens * routed * ram if p.rest_in == "vram" else 2 * tokens * active + attention
@@ -168,7 +169,12 @@ class Predictor:
 
     def _layer_s(self) -> float:
         f, m = self.factors, self.machine
-        return f.layer_s + f.sync_s * log2(self.together) + f.node_s * (m.nodes > 1)
+        across = m.nodes > 1 and self.placement.engine.across == "tensor"
+        return f.layer_s + f.sync_s * log2(self.together) + f.node_s * across
+
+    def _hops_s(self) -> float:
+        one_by_one = self.placement.engine.across == "pipeline"
+        return self.factors.hop_s * (self.machine.nodes - 1) * one_by_one
 
     def _links_s(self, tokens: float) -> float:
         """Two sums over all accelerators in every layer, bf16, each of which passes 2 (n - 1) / n of its bytes."""
