@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from moonlet.config import ModelConfig
+from moonlet.config.sizes import model_sizes
 from moonlet.config.tensors import Part
 
 NOT_READ: tuple[Part, ...] = ("embedding", "vision", "projector")  # by a step over text
@@ -11,11 +13,15 @@ NOT_READ: tuple[Part, ...] = ("embedding", "vision", "projector")  # by a step o
 
 @dataclass(frozen=True)
 class Weights:
-    """A model as it is stored. stored: bytes by part and type. label: "native", "q4_k_m", a file's name."""
+    """A model as it is stored. stored: bytes by part and type. label: "native", "q4_k_m", a file's name.
+
+    note: what is assumed where the bytes are not those of a known file, for people; else empty.
+    """
 
     config: ModelConfig
     label: str
     stored: Mapping[Part, Mapping[str, float]] = field(hash=False)
+    note: str = ""
 
     @property
     def total_bytes(self) -> float:
@@ -23,6 +29,11 @@ class Weights:
 
     def bytes_of(self, *parts: Part) -> float:
         return sum(sum(self.stored[part].values()) for part in parts if part in self.stored)
+
+    @cached_property
+    def parameters_active(self) -> int:
+        """That one token passes through, the input embedding left out."""
+        return model_sizes(self.config).parameters_active
 
     @property
     def num_moe_layers(self) -> int:

@@ -87,7 +87,9 @@ def _read(path: Path) -> Mix:
         if path.stat().st_size > _LARGEST_FILE or not path.is_file():
             raise ConfigError(f"{path} is not a file of a page of text, as the table of a mix is")
         table = tomllib.loads(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except ConfigError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, no TOML, no path
         raise ConfigError(f"{path} cannot be read as the table of a mix: {error}") from error
     unknown = table.keys() - {"types", "file_type"}
     if unknown:
