@@ -81,7 +81,7 @@ def test_a_split_loses_and_invents_nothing(
     """Over all ranks every tensor is there once for each copy that is kept of it."""
     config = replace(preset("nano"), num_hidden_layers=12)
     virtual = virtual if pipeline > 1 else 1
-    split = Split(pipeline, virtual, expert, tensor, expert * copies, zero)
+    split = Split(pipeline, virtual, expert, tensor, expert * copies, zero=zero)  # type: ignore[arg-type]
     run = TrainingRun(config, split, global_batch=12 * split.data)
     cut = chunks(config, split)
     assert [layer for chunk in cut for layer in chunk.layers] == list(range(12))
@@ -133,7 +133,7 @@ def _nano(**changes: object) -> ModelConfig:
         (lambda: TrainingRun(_nano(), Split(expert=3, data=3), global_batch=3), "16 experts cannot"),
         (lambda: TrainingRun(_nano(), Split(tensor=3)), "4 attention heads cannot"),
         (lambda: TrainingRun(_nano(), Split(8)), "more than the 7 layers"),
-        (lambda: TrainingRun(_nano(), Split(data=2), global_batch=3), "3 sequences is no multiple of 2"),
+        (lambda: TrainingRun(_nano(), Split(data=2), global_batch=3), "3 sequences is no multiple of the 2"),
         (lambda: TrainingRun(_nano(), Split(2, 2), global_batch=3), "3 micro-batches"),
         (lambda: TrainingRun(_nano(), sequence=0), "sequence is 0"),
         (lambda: k2_run(K2, gpus=100), "100 GPUs are no multiple of 256"),

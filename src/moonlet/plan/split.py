@@ -7,6 +7,7 @@ data-parallel ones, so that `data / expert` copies of each expert remain.
 
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from itertools import pairwise
 from typing import Literal
 
@@ -24,7 +25,8 @@ _LATENT = ("q_a_proj", "kv_a_proj_with_mqa")
 
 @dataclass(frozen=True)
 class Split:
-    """pipeline: ranks that share the layers, each with `virtual` chunks of them. zero: what the copies of a
+    """pipeline: ranks that share the layers, each with `virtual` chunks of them. context: data-parallel ranks
+    that share one sequence. zero: what the copies of a
     parameter share out among themselves: 1 the optimizer's state, 2 also gradients, 3 also parameters
     (ZeRO, arXiv 1910.02054)."""
 
@@ -33,10 +35,11 @@ class Split:
     expert: int = 1
     tensor: int = 1
     data: int = 1
+    context: int = 1
     zero: Zero = 0
 
     def __post_init__(self) -> None:
-        for name in ("pipeline", "virtual", "expert", "tensor", "data"):
+        for name in ("pipeline", "virtual", "expert", "tensor", "data", "context"):
             value = getattr(self, name)
             if not isinstance(value, int) or not 1 <= value <= 1_000_000:
                 raise ConfigError(f"{name} is {value!r}, but it must be a whole number from 1")
@@ -44,6 +47,10 @@ class Split:
             raise ConfigError(
                 f"{self.expert} expert-parallel ranks must divide the {self.data} data-parallel ones, "
                 "which they are among"
+            )
+        if self.data % self.context:
+            raise ConfigError(
+                f"{self.context} ranks to a sequence must divide the {self.data} data-parallel ranks"
             )
         if self.virtual > 1 and self.pipeline == 1:
             raise ConfigError(f"virtual is {self.virtual}, but there is only 1 pipeline rank")
@@ -110,30 +117,35 @@ def chunks(config: ModelConfig, split: Split) -> list[Chunk]:
 
 
 def specs_of_rank(config: ModelConfig, split: Split, rank: int) -> list[TensorSpec]:
-    """Tensors of which pipeline rank `rank` holds at least a piece."""
-    mine = chunks(config, split)[rank :: split.pipeline]
-    layers = {layer for chunk in mine for layer in chunk.layers}
-    first, last = any(chunk.embedding for chunk in mine), any(chunk.head for chunk in mine)
-    return [
+    """Tensors of which pipeline rank `rank` holds at least a piece; the vision tower is on every rank."""
+    mine = [
         spec
-        for spec in tensor_specs(config)
-        if spec.part in ("vision", "projector")
-        or (
-            first
-            if spec.part == "embedding"
-            else last
-            if _at_the_end(spec)
-            else _layer(spec) in layers
-        )
+        for chunk in chunks(config, split)[rank :: split.pipeline]
+        for spec in specs_of(config, chunk)
     ]
+    return mine + _placed(config).get("vision", [])
 
 
-def _at_the_end(spec: TensorSpec) -> bool:
-    return spec.part == "head" or spec.name == "language_model.model.norm.weight"
+def specs_of(config: ModelConfig, chunk: Chunk) -> list[TensorSpec]:
+    """Tensors of a chunk, in the order of the network."""
+    places = [*(["embedding"] if chunk.embedding else []), *map(str, chunk.layers)]
+    places += ["head"] if chunk.head else []
+    return [spec for place in places for spec in _placed(config)[place]]
 
 
-def _layer(spec: TensorSpec) -> int:
-    return int(spec.name.split(".layers.")[1].split(".")[0])
+@lru_cache(maxsize=4)
+def _placed(config: ModelConfig) -> dict[str, list[TensorSpec]]:
+    """Tensors by place: a layer's number, "embedding", "head" (with the last norm) or "vision"."""
+    placed: dict[str, list[TensorSpec]] = {}
+    for spec in tensor_specs(config):
+        if spec.part in ("vision", "projector"):
+            place = "vision"
+        elif ".layers." in spec.name:
+            place = spec.name.split(".layers.")[1].split(".")[0]
+        else:
+            place = "embedding" if spec.part == "embedding" else "head"
+        placed.setdefault(place, []).append(spec)
+    return placed
 
 
 def is_trained(spec: TensorSpec) -> bool:

@@ -22,6 +22,7 @@ from moonlet.plan.activations import (
     head_saved,
     layer_saved,
 )
+from moonlet.plan.pipeline import warmup
 from moonlet.plan.split import (
     Chunk,
     Split,
@@ -78,11 +79,11 @@ class TrainingRun:
                 raise ConfigError(
                     f"{name} is {value!r}, but it must be a whole number from {least}"
                 )
-        together = self.split.data * self.micro_batch
+        together = self.split.data // self.split.context * self.micro_batch
         if self.global_batch % together:
             raise ConfigError(
-                f"a batch of {self.global_batch} sequences is no multiple of {together}: {self.split.data} "
-                f"data-parallel ranks with {self.micro_batch} at a time"
+                f"a batch of {self.global_batch} sequences is no multiple of the {together} that "
+                f"{self.split.data} data-parallel ranks work on at once"
             )
         if self.split.virtual > 1 and self.micro_batches % self.split.pipeline:
             raise ConfigError(
@@ -93,7 +94,7 @@ class TrainingRun:
     @property
     def micro_batches(self) -> int:
         """That each pipeline works through in one step."""
-        return self.global_batch // (self.split.data * self.micro_batch)
+        return self.global_batch // (self.split.data // self.split.context * self.micro_batch)
 
     @property
     def tokens_per_step(self) -> int:
@@ -101,8 +102,8 @@ class TrainingRun:
 
     @property
     def micro_batch_tokens(self) -> float:
-        """Of one rank: tensor-parallel ranks share the tokens of a micro-batch (sequence parallelism)."""
-        return self.micro_batch * self.sequence / self.split.tensor
+        """Of one rank: context- and tensor-parallel ranks share the tokens of a micro-batch."""
+        return self.micro_batch * self.sequence / (self.split.tensor * self.split.context)
 
     @property
     def storage(self) -> Storage:
@@ -226,21 +227,10 @@ def _optimizer_bytes(run: TrainingRun, spec: TensorSpec) -> float:
 
 
 def in_flight(run: TrainingRun, stage: int) -> int:
-    """Chunks of micro-batches whose activations a rank holds at once, at most.
-
-    Interleaved 1F1B (arXiv 2104.04473, section 2.2, as Megatron-LM schedules it): a rank runs
-    2 (p - stage - 1) + (v - 1) p forward chunks ahead, p - stage - 1 without virtual chunks, then one more.
-    """
-    return min(warmup(run, stage) + 1, run.micro_batches * run.split.virtual)
-
-
-def warmup(run: TrainingRun, stage: int) -> int:
-    """Forward chunks that a rank runs before its first backward one alternates with them."""
-    p, v = run.split.pipeline, run.split.virtual
-    if p == 1:
-        return 0
-    ahead = p - stage - 1 if v == 1 else 2 * (p - stage - 1) + (v - 1) * p
-    return min(ahead + run.extra_warmup, run.micro_batches * v)
+    """Chunks of micro-batches whose activations a rank holds at once, at most: those that it runs ahead, and
+    the one at work."""
+    p, v, m = run.split.pipeline, run.split.virtual, run.micro_batches
+    return min(warmup(p, v, m, stage, run.extra_warmup) + 1, m * v)
 
 
 def _activations(run: TrainingRun, stage: int) -> tuple[float, float]:
