@@ -1,29 +1,28 @@
 """What lies where: accelerators' memory, the host's, the disk. Or why it does not fit, and by how much.
 
-| what                                   | goes to                                                           |
-| -------------------------------------- | ----------------------------------------------------------------- |
-| attention, shared, dense, head, router | the fastest tier that the engine can use for them                 |
-| cache of latents, buffers              | beside them                                                       |
-| routed experts                         | as many as fit in each tier, fastest first                        |
+| what                                       | goes to                                                        |
+| ------------------------------------------ | -------------------------------------------------------------- |
+| attention, shared experts, dense MLP, head, embedding, vision, the cache, buffers | the first tier of `Engine.rest` that holds them all |
+| routed experts                             | every tier of `Engine.experts` in turn, as many as fit         |
 
-Experts are placed by their share of all of them, as if a step chose them evenly: an engine that keeps the
+Experts are placed by their share of all of them, as if steps chose them evenly: an engine that keeps the
 popular ones close does better.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from moonlet.plan.engines import Engine, Tier
 from moonlet.plan.machine import Machine
 from moonlet.plan.weights import Weights
 
-HOST_SPARE_BYTES = 2e9  # the system and what else runs
-HOST_SHARE = 0.97
+SYSTEM_BYTES = 2e9  # of the host's memory: the system, and what else runs
+RAM_SHARE = 0.97  # of what is left
+_WORDS: dict[Tier, str] = {"vram": "the GPUs' memory", "ram": "the memory", "disk": "the disk"}
 
 
 @dataclass(frozen=True)
 class Load:
-    """What is to be served at once. cache_bytes: of one token, buffers: in all."""
+    """What is to be served at once: `streams` of `context` tokens. buffer_bytes: of one accelerator's step."""
 
     context: int
     streams: int = 1
@@ -37,35 +36,46 @@ class Load:
 
 @dataclass(frozen=True)
 class Placement:
-    """Bytes by tier. experts: the share of the routed experts in each tier, 1 together.
+    """Bytes of a tier are those of all accelerators, or of all nodes' memories, together.
 
-    replicas: how many copies of the cache there are (plain tensor parallelism keeps one on each rank).
+    experts: the share of the routed experts in each tier, 1 together. replicas: how many copies there are of the
+    cache and the buffers: tensor parallelism keeps one on each of its ranks.
     """
 
     engine: Engine
     load: Load
     rest_in: Tier
     rest_bytes: float
-    experts: dict[Tier, float]
+    experts: dict[Tier, float] = field(hash=False)
     expert_bytes: float
-    capacity: dict[Tier, float]
+    capacity: dict[Tier, float] = field(hash=False)
     replicas: int = 1
 
+    def parts(self, tier: Tier) -> dict[str, float]:
+        """Bytes in `tier` by what takes them."""
+        found = {"routed experts": self.experts.get(tier, 0.0) * self.expert_bytes}
+        if tier == self.rest_in:
+            found |= {
+                "other weights": self.rest_bytes,
+                "cache": self.load.cache_bytes * self.replicas,
+                "buffers": self.load.buffer_bytes * self.replicas,
+            }
+        return {name: size for name, size in found.items() if size > 0}
+
     def used(self, tier: Tier) -> float:
-        """Bytes of `tier` that are taken."""
-        fixed = self.rest_bytes + self.load.buffer_bytes + self.load.cache_bytes * self.replicas
-        return self.experts.get(tier, 0.0) * self.expert_bytes + fixed * (tier == self.rest_in)
+        return sum(self.parts(tier).values())
 
     @property
-    def free_for_cache(self) -> float:
-        """Tokens that could still be cached beside those of the load."""
-        left = self.capacity[self.rest_in] - self.used(self.rest_in)
-        return max(left, 0.0) / (self.load.cache_token_bytes * self.replicas or 1.0)
+    def tokens_left(self) -> float:
+        """How many more tokens could be cached."""
+        free = self.capacity[self.rest_in] - self.used(self.rest_in)
+        each = self.load.cache_token_bytes * self.replicas
+        return max(free, 0.0) / each if each else 0.0
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """It does not fit: how many bytes are missing in which tier, and one sentence."""
+    """It does not run. missing_bytes: of `tier`; 0 where no memory would help. reason: one sentence."""
 
     engine: Engine
     tier: Tier
@@ -74,73 +84,57 @@ class Refusal:
 
 
 def capacities(engine: Engine, machine: Machine) -> dict[Tier, float]:
-    """Bytes that `engine` can use of each tier; of the disk all that the files may take."""
+    """Bytes of each tier that `engine` can fill on `machine`; of the disk, where a file may lie that is mapped."""
+    tiers = {*engine.experts, *engine.rest}
     found: dict[Tier, float] = {}
-    accelerators = machine.accelerators if "vram" in engine.rest + engine.experts else ()
-    if accelerators and all(one.unified for one in accelerators) in (True, engine.unified):
-        each = (one.memory_bytes * engine.vram_share - engine.base_bytes for one in accelerators)
+    unified = any(one.unified for one in machine.accelerators)
+    if "vram" in tiers and machine.accelerators and (unified or not engine.unified):
+        each = (one.memory_bytes * engine.vram_share - engine.base_bytes for one in machine.accelerators)
         found["vram"] = machine.nodes * max(sum(each), 0.0)
-    unified = any(one.unified for one in accelerators)
-    if "ram" in engine.rest + engine.experts and not unified:
-        ram = machine.host.ram_bytes * HOST_SHARE - HOST_SPARE_BYTES - engine.base_bytes
+    if "ram" in tiers and not (unified and "vram" in found):  # one memory is not counted twice
+        ram = (machine.host.ram_bytes - SYSTEM_BYTES) * RAM_SHARE - engine.base_bytes
         found["ram"] = machine.nodes * max(ram, 0.0)
-    if "disk" in engine.experts and machine.disk is not None:
+    if "disk" in tiers and machine.disk is not None:
         found["disk"] = machine.disk.free_bytes
     return found
 
 
-def place(
-    engine: Engine, weights: Weights, machine: Machine, load: Load, replicas: int | None = None
-) -> Placement | Refusal:
-    """Where everything goes. replicas: of the cache; by default one for each accelerator of a tensor split."""
-    if (why := _cannot(engine, weights, machine)) is not None:
-        return why
+def place(engine: Engine, weights: Weights, machine: Machine, load: Load, replicas: int | None = None) -> Placement | Refusal:
+    """Where everything goes. replicas: by default one for each accelerator of a node under a tensor split."""
     capacity = capacities(engine, machine)
-    experts = weights.bytes_of("experts")
-    rest = weights.total_bytes - experts
-    home = next((tier for tier in engine.rest if capacity.get(tier, 0) > 0), None)
-    if home is None:
-        return _no_home(engine, machine, rest + experts)
-    copies = replicas or (machine.num_accelerators if home == "vram" and engine.split == "tensor" else 1)
-    first = Placement(engine, load, home, rest, {}, experts, capacity, copies)
-    if (missing := first.used(home) - capacity[home]) > 0:
-        lower = engine.rest[engine.rest.index(home) + 1 :]
-        if not lower or capacity.get(lower[0], 0) < first.used(home):
-            return _too_much(engine, home, missing + (experts if engine.experts == (home,) else 0.0), machine)
-        first = replace(first, rest_in=lower[0], replicas=1)
-    return _with_experts(first, machine)
-
-
-def _with_experts(placement: Placement, machine: Machine) -> Placement | Refusal:
-    left, shares = placement.expert_bytes, dict[Tier, float]()
-    for tier in placement.engine.experts:
-        room = max(placement.capacity.get(tier, 0.0) - placement.used(tier), 0.0)
-        taken = min(left, room)
-        if taken > 0:
-            shares[tier] = taken / placement.expert_bytes
-        left -= taken
-    if left > max(1.0, 1e-9 * placement.expert_bytes):
-        last = next(t for t in reversed(placement.engine.experts) if t == "ram" or t in placement.capacity or t == "vram")
-        return _too_much(placement.engine, last, left, machine)
-    return replace(placement, experts=shares)
-
-
-def _cannot(engine: Engine, weights: Weights, machine: Machine) -> Refusal | None:
-    """What no memory mends."""
-    del weights
-    if engine.unified and not any(one.unified for one in machine.accelerators):
+    if engine.unified and "vram" not in capacity:
         return Refusal(engine, "vram", 0.0, f"{engine.name} runs on Apple chips only")
-    return None
+    expert_bytes = weights.bytes_of("experts")
+    rest = weights.total_bytes - expert_bytes
+    tiers = [tier for tier in engine.rest if tier in capacity]
+    if not tiers:
+        return Refusal(engine, engine.rest[0], 0.0, f"{engine.name} needs {_WORDS[engine.rest[0]]}, and there is none")
+    for home in tiers:
+        copies = 1
+        if home == "vram" and engine.split == "tensor":
+            copies = replicas or len(machine.accelerators)
+        empty = Placement(engine, load, home, rest, {}, expert_bytes, capacity, copies)
+        if empty.used(home) <= capacity[home]:
+            return _with_experts(empty)
+    missing = empty.used(home) - capacity[home] + (expert_bytes if engine.experts == (home,) else 0.0)
+    return _too_much(engine, home, missing)
 
 
-def _no_home(engine: Engine, machine: Machine, needed: float) -> Refusal:
-    tier = engine.rest[0]
-    what = {"vram": "a GPU", "ram": "memory", "disk": "a disk"}[tier]
-    return Refusal(engine, tier, needed, f"{engine.name} needs {what}, and {machine.name} has none that it can use")
+def _with_experts(empty: Placement) -> Placement | Refusal:
+    left, shares = empty.expert_bytes, dict[Tier, float]()
+    tier: Tier = empty.rest_in
+    for tier in empty.engine.experts:
+        if tier not in empty.capacity:
+            continue
+        taken = min(left, max(empty.capacity[tier] - empty.used(tier), 0.0))
+        if taken > 0:
+            shares[tier] = taken / empty.expert_bytes
+        left -= taken
+    if left > 1e-6 * empty.expert_bytes:
+        last = [one for one in empty.engine.experts if one in empty.capacity] or [tier]
+        return _too_much(empty.engine, last[-1] if last[-1] != "disk" else "ram", left)
+    return replace(empty, experts=shares)
 
 
-def _too_much(engine: Engine, tier: Tier, missing: float, machine: Machine) -> Refusal:
-    where = {"vram": "the memory of the GPUs", "ram": "memory", "disk": "the disk"}[tier]
-    return Refusal(
-        engine, tier, missing, f"{missing / 1e9:,.1f} GB of {where} are missing on {machine.name} for {engine.name}"
-    )
+def _too_much(engine: Engine, tier: Tier, missing: float) -> Refusal:
+    return Refusal(engine, tier, missing, f"{engine.name} lacks {missing / 1e9:,.1f} GB of {_WORDS[tier]}")

@@ -1,0 +1,169 @@
+"""Does it fit, where does it go, how fast is it: one engine's answer to one question."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from moonlet.config import ModelConfig
+from moonlet.errors import ConfigError
+from moonlet.plan.engines import Engine, Tier
+from moonlet.plan.factors import all_factors
+from moonlet.plan.machine import Machine
+from moonlet.plan.memory import buffers_bytes, cache_bytes_per_token, vision_bytes
+from moonlet.plan.placement import Load, Placement, Refusal, place
+from moonlet.plan.predict import Predictor
+from moonlet.plan.stored import weights_as
+from moonlet.plan.weights import Weights
+
+CHUNK = 2048  # tokens of a prompt that are computed at once, for the size of buffers
+CALIBRATED = 0.12  # one standard deviation of a speed's logarithm on a machine that was measured
+
+
+class Speeds(Protocol):
+    """What tells seconds: `Predictor`, or the measurements of this machine."""
+
+    def step_parts(self, streams: float, context: float) -> dict[str, float]: ...
+    def prefill_parts(self, tokens: float) -> dict[str, float]: ...
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is to run where. context: tokens of each of `streams`. prompt, answer: of a usual request."""
+
+    config: ModelConfig
+    quantization: str
+    machine: Machine
+    context: int
+    streams: int = 1
+    cache: str = "bf16"
+    prompt: int = 2048
+    answer: int = 512
+    patches: int = 0
+    weights: Weights | None = None
+
+    def stored(self) -> Weights:
+        """The files that are there, or what they would be. Raises ConfigError."""
+        return self.weights or weights_as(self.config, self.quantization)
+
+    def load(self) -> Load:
+        """Raises ConfigError."""
+        if not 1 <= self.context <= self.config.max_position_embeddings:
+            raise ConfigError(
+                f"a context of {self.context} tokens is not one of this model, which has 1 to "
+                f"{self.config.max_position_embeddings:,}"
+            )
+        if self.streams < 1:
+            raise ConfigError(f"{self.streams} streams cannot be served: give 1 or more")
+        room = buffers_bytes(self.config, min(CHUNK, self.context), self.streams)
+        room = max(room, vision_bytes(self.config, self.patches))
+        return Load(self.context, self.streams, cache_bytes_per_token(self.config, self.cache), room)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value, and where nine of ten measurements should lie."""
+
+    value: float
+    low: float
+    high: float
+
+    def inverse(self, times: float = 1.0) -> "Estimate":
+        """`times` divided by it."""
+        return Estimate(times / self.value, times / self.high, times / self.low)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One engine's. Without a placement the rest is empty, and `refusal` says why.
+
+    load_s: reading the files from a cold disk, None where nobody knows its speed. first_token_s: of a prompt of
+    `prompt` tokens of which nothing is cached, alone. prefill_tok_s: of that prompt. each_tok_s: one stream, alone, half of
+    the context behind it. all_tok_s: answers of all streams together, prompts in between. step_parts: seconds of
+    that stream's step by what takes them. rows: of measured.toml, which the factors rest on; none if
+    this machine was measured itself.
+    """
+
+    question: Question
+    engine: Engine
+    weights: Weights
+    placement: Placement | None = None
+    refusal: Refusal | None = None
+    load_s: float | None = None
+    first_token_s: Estimate | None = None
+    prefill_tok_s: Estimate | None = None
+    each_tok_s: Estimate | None = None
+    all_tok_s: Estimate | None = None
+    step_parts: dict[str, float] = field(default_factory=dict, hash=False)
+    rows: tuple[int, ...] = ()
+
+    @property
+    def fits(self) -> bool:
+        return self.placement is not None
+
+
+def answer(question: Question, engine: Engine, measured: "Speeds | None" = None) -> Answer:
+    """What `engine` makes of `question`. measured: of this machine, in place of the fitted factors."""
+    weights = question.stored()
+    if not engine.runs(weights.label if question.weights is None else question.quantization):
+        reason = f"{engine.name} does not run weights stored as {question.quantization}"
+        return Answer(question, engine, weights, refusal=Refusal(engine, engine.rest[0], 0.0, reason))
+    placement = place(engine, weights, question.machine, question.load())
+    if isinstance(placement, Refusal):
+        return Answer(question, engine, weights, refusal=placement)
+    return _timed(Answer(question, engine, weights, placement), placement, measured)
+
+
+def _timed(bare: Answer, placement: Placement, measured: "Speeds | None") -> Answer:
+    question, machine = bare.question, bare.question.machine
+    known = all_factors()[bare.engine.name]
+    predictor = Predictor(bare.weights, machine, placement, known.factors, question.quantization)
+    speeds: Speeds = measured or predictor
+
+    def about(value: float, regime: str) -> Estimate:
+        low, high = known.interval(regime, value) if measured is None else measured_interval(value)
+        return Estimate(value, low, high)
+
+    first = sum(speeds.prefill_parts(question.prompt).values())
+    behind = min(question.prompt + question.answer / 2, question.context)
+    step = speeds.step_parts(1, behind)
+    each = about(1 / sum(step.values()), "decode")
+    many = each
+    if question.streams > 1:
+        many = about(served_tok_s(speeds, question.streams, question.prompt, question.answer), "batch")
+    return replace(
+        bare,
+        load_s=_load_seconds(bare.weights, machine, placement),
+        first_token_s=about(question.prompt / first, "prefill").inverse(question.prompt),
+        prefill_tok_s=about(question.prompt / first, "prefill"),
+        each_tok_s=each,
+        all_tok_s=many,
+        step_parts=step,
+        rows=known.rows if measured is None else (),
+    )
+
+
+def measured_interval(value: float) -> tuple[float, float]:
+    """Of a speed that measurements of this very machine predict."""
+    width = 1.0 + 1.645 * CALIBRATED
+    return value / width, value * width
+
+
+def served_tok_s(speeds: Speeds, streams: int, prompt: float, answer_tokens: float) -> float:
+    """Answers' tokens per second of all `streams`, when each new request's prompt is computed in between."""
+    step = sum(speeds.step_parts(streams, prompt + answer_tokens / 2).values())
+    work = sum(speeds.prefill_parts(prompt).values())
+    return streams * answer_tokens / (answer_tokens * step + streams * work)
+
+
+def _load_seconds(weights: Weights, machine: Machine, placement: Placement) -> float | None:
+    """What is not left on the disk is read from it once; nodes read at the same time."""
+    if machine.disk is None:
+        return None
+    stays = placement.experts.get("disk", 0.0) * placement.expert_bytes
+    return (weights.total_bytes - stays) / machine.disk.bandwidth_bytes_s
+
+
+def tiers_of(placement: Placement) -> Sequence[Tier]:
+    """Those in which something lies."""
+    every: tuple[Tier, ...] = ("vram", "ram", "disk")
+    return [tier for tier in every if placement.used(tier) > 0]
