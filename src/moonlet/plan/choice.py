@@ -1,0 +1,34 @@
+"""Which quantization an engine should run: the largest that fits, as larger ones lose less."""
+
+from dataclasses import replace
+
+from moonlet.plan.answer import Answer, Question, answer
+from moonlet.plan.engines import Engine
+
+CANDIDATES: dict[str, tuple[str, ...]] = {
+    "moonlet": ("native", "q8_0", "q4_k_m", "q2_k_xl", "tq1_0"),
+    "llama.cpp": ("q8_0", "q4_k_m", "q2_k_xl", "iq1_m"),
+    "ktransformers": ("native",),
+    "sglang": ("native", "nvfp4"),
+    "vllm": ("native", "nvfp4"),
+    "mlx": ("native", "6.5bpw", "4.5bpw", "3.5bpw", "2.5bpw"),
+}
+
+
+def candidates(question: Question, engine: Engine) -> list[str]:
+    """Quantizations of `question`'s model for `engine`, the largest first."""
+    names = CANDIDATES[engine.name]
+    large = replace(question, quantization="native", weights=None).stored().total_bytes
+    sized = ((replace(question, quantization=name, weights=None).stored().total_bytes, name) for name in names)
+    return [name for size, name in sorted(sized, reverse=True) if name == "native" or size < large]
+
+
+def best(question: Question, engine: Engine) -> Answer:
+    """The answer with the largest quantization that fits, or the refusal of the smallest."""
+    found = None
+    for name in candidates(question, engine):
+        found = answer(replace(question, quantization=name, weights=None), engine)
+        if found.fits:
+            return found
+    assert found is not None
+    return found
