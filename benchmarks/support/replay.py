@@ -52,7 +52,7 @@ def conversation(server: Served, name: str, turn: int, step: int) -> dict[str, A
         call_id = f"functions.read:{past - 1}"
         messages.append({"role": "assistant", "content": "", "reasoning_content": f"part {past}",
                          "tool_calls": [{"id": call_id, "type": "function", "function": call}]})  # fmt: skip
-        messages.append({"role": "tool", "tool_call_id": call_id, "content": _text(past, step - 200)})  # fmt: skip
+        messages.append({"role": "tool", "tool_call_id": call_id, "content": _text(past, step - 100)})  # fmt: skip
     return {"model": server.model, "messages": messages, "max_tokens": 1}
 
 
