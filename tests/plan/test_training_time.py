@@ -85,7 +85,7 @@ def test_muon_is_shared_out_by_zero() -> None:
 
     def muon(zero: int) -> float:
         run = TrainingRun(config, Split(data=8, zero=zero), 8)  # type: ignore[arg-type]
-        return optimizer_seconds(run, Rates.of(run, machine, Efficiency()), alone=True)["muon"]
+        return optimizer_seconds(run, Rates.of(run, machine, Efficiency()), alone=True)[0]["muon"]
 
     assert muon(0) == pytest.approx(8 * muon(1))
 
@@ -103,6 +103,14 @@ def test_exchange_of_experts_by_hand() -> None:
     bare = step_seconds(run, slow, Efficiency(overlap=0.0))
     assert bare.parts["exchange"] == pytest.approx(128 * 4 * 2 * 2 * network)
     assert step_seconds(run, cluster(2048)).parts["exchange"] == 0
+
+
+def test_tensor_parallel_ranks_pay_for_their_gathers() -> None:
+    """Four collectives a layer and pass move 7/8 of a micro-batch; 27 layers, 4 micro-batches."""
+    run = TrainingRun(preset("moonlight-16b-a3b"), Split(tensor=8), 4)
+    step = step_seconds(run, Machine("node", HOST, (H800,) * 8))
+    once = 7 / 8 * 4096 * 2048 * 2 / 160e9
+    assert step.parts["tensor"] == pytest.approx(4 * 27 * 2 * 4 * once)
 
 
 def test_recomputation_and_bubbles_cost_what_they_should() -> None:

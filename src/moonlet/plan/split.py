@@ -6,7 +6,6 @@ data-parallel ones, so that `data / expert` copies of each expert remain.
 """
 
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import lru_cache
 from itertools import pairwise
 from typing import Literal
@@ -70,11 +69,11 @@ class Split:
         """How many ranks hold the same piece of a tensor: those that ZeRO shares it out to."""
         return self.data // self.expert if spec.part == "experts" else self.data
 
-    def piece(self, spec: TensorSpec) -> Fraction:
-        """Share of a tensor that a rank of its pipeline stage holds, before ZeRO."""
+    def pieces(self, spec: TensorSpec) -> int:
+        """In how many equal pieces the ranks of a pipeline stage hold a tensor, before ZeRO."""
         if spec.part in _NOT_TENSOR_SPLIT or any(name in spec.name for name in _LATENT):
-            return Fraction(1)
-        return Fraction(1, self.tensor * (self.expert if spec.part == "experts" else 1))
+            return 1
+        return self.tensor * (self.expert if spec.part == "experts" else 1)
 
 
 @dataclass(frozen=True)

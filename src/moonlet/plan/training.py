@@ -212,10 +212,8 @@ def _sharded(run: TrainingRun, specs: list[TensorSpec], width: int, zero: int) -
 
 def held(run: TrainingRun, spec: TensorSpec, zero: int) -> float:
     """Numbers of a tensor on one rank, of the kind that ZeRO shares out from stage `zero` on."""
-    share = run.split.piece(spec)
-    if run.split.zero >= zero:
-        share /= run.split.copies(spec)
-    return float(spec.numel * share)
+    copies = run.split.copies(spec) if run.split.zero >= zero else 1
+    return spec.numel / (run.split.pieces(spec) * copies)
 
 
 def _optimizer_bytes(run: TrainingRun, spec: TensorSpec) -> float:

@@ -171,7 +171,8 @@ def newton_schulz_flops(rows: int, columns: int) -> float:
 
 @dataclass(frozen=True)
 class ChunkTime:
-    """Seconds of one micro-batch in one chunk. exchange: of its experts, in one of the two passes."""
+    """Seconds of one micro-batch in one chunk. exchange and tensor: in each of the two passes. offload: one way,
+    while both passes compute."""
 
     forward: float
     backward: float
@@ -179,6 +180,11 @@ class ChunkTime:
     exchange: float
     tensor: float
     offload: float
+
+    @property
+    def computed(self) -> float:
+        """Both passes, with what holds computation up."""
+        return self.forward + self.backward + self.recompute + 2 * self.tensor
 
 
 def chunk_times(run: TrainingRun, machine: Machine, efficiency: Efficiency) -> list[ChunkTime]:
@@ -253,12 +259,14 @@ def step_seconds(
         name: m * sum(getattr(time, name) for mine in stages for time in mine) / p
         for name in ("forward", "backward", "recompute", "tensor")
     }
+    parts["tensor"] *= 2  # both passes
     slowest = m * max(_busy(mine) for mine in stages)
     parts["imbalance"] = slowest - sum(parts.values())
     parts["exchange"] = m * _exposed(stages, efficiency.overlap)
     parts["offload"] = max(0.0, m * max(sum(t.offload for t in mine) for mine in stages) - slowest)
     parts["bubble"] = (p - 1) / (run.split.virtual * m) * (slowest + parts["exchange"])
-    parts |= optimizer_seconds(run, rates, alone=machine.nodes == 1)
+    late = optimizer_seconds(run, rates, alone=machine.nodes == 1)
+    parts |= max(late, key=lambda stage: sum(stage.values()))
     parts["vision"] = sum(parts.values()) * (1 / efficiency.multimodal - 1)
     peak = rates.flops / efficiency.compute * run.split.ranks
     whole = model_flops(run.config, run.sequence) * run.tokens_per_step
@@ -266,7 +274,7 @@ def step_seconds(
 
 
 def _busy(mine: Iterable[ChunkTime]) -> float:
-    return sum(t.forward + t.backward + t.recompute + t.tensor for t in mine)
+    return sum(t.computed for t in mine)
 
 
 def _exposed(stages: list[list[ChunkTime]], overlap: float) -> float:
@@ -277,15 +285,15 @@ def _exposed(stages: list[list[ChunkTime]], overlap: float) -> float:
     )
 
 
-def optimizer_seconds(run: TrainingRun, rates: Rates, alone: bool) -> dict[str, float]:
-    """After the last backward pass: gradients, Muon's products, reading and writing the state, parameters.
+def optimizer_seconds(run: TrainingRun, rates: Rates, alone: bool) -> list[dict[str, float]]:
+    """Of each stage, after its last backward pass: gradients, Muon's products, reading and writing the state,
+    parameters.
 
-    Of the slowest stage. Muon of a sharded momentum gathers it in bf16 first (arXiv 2502.16982, algorithm 1),
-    counted under gradients. alone: all ranks are in one node.
+    Muon of a sharded momentum gathers it in bf16 first (arXiv 2502.16982, algorithm 1), counted under
+    gradients. alone: all ranks are in one node.
     """
     wire = rates.link if alone else rates.network
-    found = [_optimizer_of(run, rates, wire, stage) for stage in range(run.split.pipeline)]
-    return max(found, key=lambda parts: sum(parts.values()))
+    return [_optimizer_of(run, rates, wire, stage) for stage in range(run.split.pipeline)]
 
 
 def _optimizer_of(run: TrainingRun, rates: Rates, wire: float, stage: int) -> dict[str, float]:
@@ -295,7 +303,7 @@ def _optimizer_of(run: TrainingRun, rates: Rates, wire: float, stage: int) -> di
         if not is_trained(spec):
             continue
         copies = run.split.copies(spec)
-        piece = float(spec.numel * run.split.piece(spec)) * (copies - 1) / copies
+        piece = spec.numel / run.split.pieces(spec) * (copies - 1) / copies
         muon = is_matrix(spec)
         reduced += piece * BYTES[run.gradients] * (2 if zero == 0 else m if zero >= 2 else 1)
         reduced += piece * 2 * (muon and zero >= 1)
@@ -320,5 +328,5 @@ def _muon_flops(run: TrainingRun, spec: TensorSpec) -> float:
     number = spec.shape[0] if len(spec.shape) == 3 else 1
     if spec.name.endswith("gate_up_proj"):  # gate and up are two matrices
         number, rows = 2 * number, rows // 2
-    share = run.split.piece(spec) / (run.split.copies(spec) if run.split.zero >= 1 else 1)
-    return float(share) * number * newton_schulz_flops(rows, columns)
+    workers = run.split.pieces(spec) * (run.split.copies(spec) if run.split.zero >= 1 else 1)
+    return number * newton_schulz_flops(rows, columns) / workers
