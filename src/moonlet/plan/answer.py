@@ -79,7 +79,7 @@ class Answer:
     load_s: reading the files from a cold disk, None where nobody knows its speed. first_token_s: of a prompt of
     `prompt` tokens of which nothing is cached, alone. prefill_tok_s: of that prompt. each_tok_s: one stream, alone, half of
     the context behind it. all_tok_s: answers of all streams together, prompts in between. step_parts: seconds of
-    that stream's step by what takes them. rows: of measured.toml, which the factors rest on; none if
+    that stream's step by what takes them. decode_tok_s: all streams, all prompts computed. rows: of measured.toml, which the factors rest on; none if
     this machine was measured itself.
     """
 
@@ -93,6 +93,7 @@ class Answer:
     prefill_tok_s: Estimate | None = None
     each_tok_s: Estimate | None = None
     all_tok_s: Estimate | None = None
+    decode_tok_s: Estimate | None = None
     step_parts: dict[str, float] = field(default_factory=dict, hash=False)
     rows: tuple[int, ...] = ()
 
@@ -127,9 +128,11 @@ def _timed(bare: Answer, placement: Placement, measured: "Speeds | None") -> Ans
     behind = min(question.prompt + question.answer / 2, question.context)
     step = speeds.step_parts(1, behind)
     each = about(1 / sum(step.values()), "decode")
-    many = each
+    many = together = each
     if question.streams > 1:
         many = about(served_tok_s(speeds, question.streams, question.prompt, question.answer), "batch")
+        step_of_all = sum(speeds.step_parts(question.streams, behind).values())
+        together = about(question.streams / step_of_all, "batch")
     return replace(
         bare,
         load_s=_load_seconds(bare.weights, machine, placement),
@@ -137,6 +140,7 @@ def _timed(bare: Answer, placement: Placement, measured: "Speeds | None") -> Ans
         prefill_tok_s=about(question.prompt / first, "prefill"),
         each_tok_s=each,
         all_tok_s=many,
+        decode_tok_s=together,
         step_parts=step,
         rows=known.rows if measured is None else (),
     )

@@ -4,10 +4,11 @@ from dataclasses import replace
 
 from moonlet.plan.answer import Answer, Question, answer
 from moonlet.plan.engines import Engine
+from moonlet.plan.weights import Weights
 
 CANDIDATES: dict[str, tuple[str, ...]] = {
-    "moonlet": ("native", "q8_0", "q4_k_m", "q2_k_xl", "tq1_0"),
-    "llama.cpp": ("q8_0", "q4_k_m", "q2_k_xl", "iq1_m"),
+    "moonlet": ("native", "q8_0", "q4_k_m", "q2_k_xl", "ud-tq1_0"),
+    "llama.cpp": ("q8_0", "q4_k_m", "q2_k_xl", "ud-tq1_0"),
     "ktransformers": ("native",),
     "sglang": ("native", "nvfp4"),
     "vllm": ("native", "nvfp4"),
@@ -23,11 +24,15 @@ def candidates(question: Question, engine: Engine) -> list[str]:
     return [name for size, name in sorted(sized, reverse=True) if name == "native" or size < large]
 
 
-def best(question: Question, engine: Engine) -> Answer:
-    """The answer with the largest quantization that fits, or the refusal of the smallest."""
+def best(question: Question, engine: Engine, native: Weights | None = None) -> Answer:
+    """The answer with the largest quantization that fits, or the refusal of the smallest.
+
+    native: the published weights as their files hold them, where somebody has looked.
+    """
     found = None
     for name in candidates(question, engine):
-        found = answer(replace(question, quantization=name, weights=None), engine)
+        known = native if name == "native" and native is not None and native.label == "native" else None
+        found = answer(replace(question, quantization=name, weights=known), engine)
         if found.fits:
             return found
     assert found is not None

@@ -30,6 +30,7 @@ class Engine:
     base_bytes: float = 0.0
     unified: bool = False
     streams_experts: bool = False
+    hybrid: bool = False
 
     def runs(self, quantization: str) -> bool:
         """Whether it can run weights that are stored so."""

@@ -133,6 +133,9 @@ def _with_experts(empty: Placement) -> Placement | Refusal:
     if left > 1e-6 * empty.expert_bytes:
         last = [one for one in empty.engine.experts if one in empty.capacity] or [tier]
         return _too_much(empty.engine, last[-1] if last[-1] != "disk" else "ram", left)
+    if empty.engine.hybrid and shares.get("vram", 0.0) == 1:
+        reason = f"{empty.engine.name} is for models that the GPUs cannot hold, and they can: take sglang or vllm"
+        return Refusal(empty.engine, "vram", 0.0, reason)
     return replace(empty, experts=shares)
 
 

@@ -1,0 +1,191 @@
+"""`moonlet plan MODEL`: does it fit, where does it go, how fast, with which command, and what would an API cost."""
+
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moonlet.cli.console import UsageError, add_json_flag, print_json
+
+if TYPE_CHECKING:
+    from moonlet.plan.answer import Answer, Question
+    from moonlet.plan.machine import Machine
+
+CONTEXT, PROMPT, ANSWER = 32_768, 2048, 512  # tokens, where the model has as many
+HARDWARE = ("gpu", "ram", "cpu", "cpu_bandwidth", "cores", "sockets", "nvme", "disk", "nodes", "network")
+
+
+def add_parser(commands: Any) -> None:
+    parser: ArgumentParser = commands.add_parser(
+        "plan",
+        help="what fits on which hardware, how fast, what it costs",
+        description="Say of a model and a machine what fits where, how fast each engine would be, how sure that is, "
+        "and what an API would cost instead. Without any hardware it is this machine. Reads headers, never weights.",
+    )
+    parser.add_argument(
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help="folder, .gguf file, config.json, preset or org/name (default: the embedded model)",
+    )
+    parser.add_argument("-q", "--quantization", metavar="NAME", help="native, int4, fp8, nvfp4, q8_0, q4_k_m, q2_k_xl, "
+                        "ud-q2_k_xl, 3.5bpw, a table of a mix, ... (default: for each engine the largest that fits)")  # fmt: skip
+    parser.add_argument("--engine", metavar="NAME", help="moonlet, llama.cpp, ktransformers, sglang, vllm or mlx (default: all)")
+    _add_hardware(parser)
+    _add_load(parser)
+    _add_money(parser)
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw memory, speed over context and cost over use, as .svg, "
+                        ".png or .pdf (needs moonlet[plot])")  # fmt: skip
+    parser.add_argument("--measure", action="store_true", help="measure this machine for two minutes, and keep that")
+    parser.add_argument("--check-claims", type=Path, metavar="FILE", help="judge a table of claims (TOML) in place of planning")
+    add_json_flag(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_hardware(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group("hardware", "What is not said is assumed, and told.")
+    group.add_argument("--gpu", action="append", metavar="[N]xNAME", help="8xh200, 1xrtx4090, 1xm3-ultra-512, or "
+                       "2xNAME:24GB@936 for others (GB/s); may be repeated")  # fmt: skip
+    group.add_argument("--ram", type=_positive, metavar="GB", help="memory of the host")
+    group.add_argument("--cpu", metavar="NAME", help="as epyc-9575f, xeon-8488c")
+    group.add_argument("--cpu-bandwidth", type=_positive, metavar="GB/S", help="of the host's memory")
+    group.add_argument("--cores", type=_whole, metavar="N", help="of the host")
+    group.add_argument("--sockets", type=_whole, metavar="N", help="processors of the host")
+    group.add_argument("--nvme", type=_number, metavar="GB/S", help="reading speed of the drive; 0 is none")
+    group.add_argument("--disk", type=_positive, metavar="GB", help="free on the drive")
+    group.add_argument("--nodes", type=_whole, metavar="N", help="so many such machines together")
+    group.add_argument("--network", type=_positive, metavar="GBIT/S", help="between nodes, of each")
+
+
+def _add_load(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group("load")
+    group.add_argument("--context", type=_whole, metavar="N", help=f"tokens to make room for, of each stream ({CONTEXT})")
+    group.add_argument("--streams", type=_whole, default=1, metavar="N", help="answered at once (%(default)s)")
+    group.add_argument("--cache", choices=("bf16", "fp8"), default="bf16", help="type of the cache (%(default)s)")
+    group.add_argument("--prompt", type=_whole, metavar="N", help=f"tokens of a usual prompt ({PROMPT})")
+    group.add_argument("--answer", type=_whole, metavar="N", help=f"and of an answer ({ANSWER})")
+
+
+def _add_money(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group("cost", "US dollars. Defaults, with date and source, are in the answer.")
+    group.add_argument("--kwh", type=_number, metavar="USD", help="a kilowatt hour")
+    group.add_argument("--region", metavar="NAME", help="whose price of electricity to take (us-home)")
+    group.add_argument("--price", type=_number, metavar="USD", help="of the hardware")
+    group.add_argument("--watts", type=_positive, metavar="W", help="of the hardware under load")
+    group.add_argument("--prices", type=Path, metavar="FILE", help="prices of APIs, in TOML")
+    group.add_argument("--cached", type=_number, metavar="SHARE", help="of prompts that a cache holds, 0 to 1")
+
+
+def run(args: Namespace) -> int:
+    if args.check_claims is not None:
+        from moonlet.cli.plan_claims import check
+
+        return check(args.check_claims, as_json=args.json)
+    if args.measure:
+        from moonlet.cli.measure import measure
+
+        measure()
+    from moonlet.cli.plan_document import document
+
+    question, notes = _question(args)
+    answers = _answers(question, args)
+    found = document(args, question, answers, notes)
+    if args.plot is not None:
+        from moonlet.cli.plan_plot import draw
+
+        draw(args.plot, question, answers, found)
+    if args.json:
+        print_json(found)
+    else:
+        from moonlet.cli.plan_report import print_plan
+
+        print_plan(found)
+    return 0 if any(answer.fits for answer in answers) else 1
+
+
+def _question(args: Namespace) -> "tuple[Question, tuple[str, ...]]":
+    """What is asked, and sentences on what was assumed for it. Raises what `planned` and hardware raise."""
+    from moonlet.cli.plan_model import planned
+    from moonlet.plan.answer import Question
+
+    machine, notes = machine_of(args)
+    weights = planned(args.model, args.quantization)
+    config = weights.config
+    context = args.context or min(CONTEXT, config.max_position_embeddings)
+    question = Question(
+        config,
+        args.quantization or _kind(weights.label),
+        machine,
+        context,
+        args.streams,
+        args.cache,
+        args.prompt or min(PROMPT, context // 2),
+        args.answer or min(ANSWER, context // 4),
+        weights=weights,
+    )
+    if question.prompt + question.answer > context:
+        raise UsageError(
+            f"a prompt of {question.prompt} and an answer of {question.answer} tokens do not fit into a context of {context}"
+        )
+    if weights.note:
+        notes = (*notes, weights.note)
+    return question, notes
+
+
+def machine_of(args: Namespace) -> "tuple[Machine, tuple[str, ...]]":
+    """The hardware that the command line describes, or this machine, and what was assumed of it."""
+    said = {name: getattr(args, name) for name in HARDWARE if getattr(args, name) is not None}
+    if not said:
+        from moonlet.plan.detect import detect_machine
+
+        found = detect_machine()
+        return found.machine, found.notes
+    from moonlet.plan.describe import describe_machine
+
+    names = {"ram": "ram_gb", "disk": "disk_gb", "network": "network_gbit"}
+    return describe_machine(**{names.get(name, name): value for name, value in said.items()})
+
+
+def _kind(label: str) -> str:
+    """Of files that were found: how they are named where engines say what they run."""
+    return label if label in ("native", "packed") else "gguf"
+
+
+def _answers(question: "Question", args: Namespace) -> "Sequence[Answer]":
+    """One for each engine that is asked for: those that fit, the fastest first, then the others."""
+    from moonlet.plan.answer import answer
+    from moonlet.plan.choice import best
+    from moonlet.plan.engines import engine, engines
+
+    chosen = [engine(args.engine)] if args.engine else list(engines().values())
+    files = question.quantization in ("gguf", "packed")
+    found = []
+    for one in chosen:
+        if args.quantization or (files and one.runs(question.quantization)):
+            found.append(answer(question, one))
+        else:
+            found.append(best(replace(question, weights=None), one, question.weights))
+    return sorted(found, key=lambda plan: -plan.each_tok_s.value if plan.each_tok_s else 0.0)
+
+
+def _whole(text: str) -> int:
+    if text.isascii() and text.isdigit() and 1 <= int(text[:12]) <= 10**9:
+        return int(text)
+    raise ArgumentTypeError(f"{text[:40]!r} is no whole number from 1")
+
+
+def _number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if 0 <= value <= 1e12:
+        return value
+    raise ArgumentTypeError(f"{text[:40]!r} is no number from 0")
+
+
+def _positive(text: str) -> float:
+    if (value := _number(text)) > 0:
+        return value
+    raise ArgumentTypeError("0 is too little")

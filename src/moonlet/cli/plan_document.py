@@ -1,0 +1,193 @@
+"""The JSON document of `moonlet plan`, which its tables are printed from. docs/plan.md describes it."""
+
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from math import ceil, isfinite
+from typing import Any
+
+from moonlet.cli.console import UsageError
+from moonlet.config import REPOSITORIES
+from moonlet.errors import NotSupportedError
+from moonlet.plan.advice import bottleneck, nearest, upgrades
+from moonlet.plan.answer import Answer, Question, answer, tiers_of
+from moonlet.plan.break_even import break_even
+from moonlet.plan.command import start_commands
+from moonlet.plan.cost import Running, Speed, agent_mix, cost_per_million, kwh_usd, usd_of, watts_of
+from moonlet.plan.launch import Launch, made_for
+from moonlet.plan.machine import Machine
+from moonlet.plan.memory import cache_alternatives
+from moonlet.plan.prices import Prices
+from moonlet.plan.quality import quality_of
+
+BATCHES = (64, 32, 16, 8, 4, 2)  # streams that a machine of one's own may serve at once, for its cost
+
+
+def document(args: Namespace, question: Question, answers: Sequence[Answer], notes: Sequence[str]) -> dict[str, Any]:
+    """Bytes, seconds, tokens per second, US dollars; an interval holds nine of ten measurements."""
+    name = args.model or "nano"
+    weights = question.stored()
+    first = answers[0]
+    return {
+        "model": name,
+        "machine": _machine(question.machine),
+        "assumed": list(notes),
+        "request": {
+            "context": question.context,
+            "streams": question.streams,
+            "prompt": question.prompt,
+            "answer": question.answer,
+            "cache": question.cache,
+        },
+        "sizes": {
+            "stored_as": weights.label,
+            "bytes": weights.total_bytes,
+            "parts": {part: dict(kinds) for part, kinds in weights.stored.items()},
+            "parameters_active": weights.parameters_active,
+            "bytes_read_per_token": sum(weights.bytes_read(1).values()),
+            "cache_bytes_per_token": question.load().cache_token_bytes,
+            "cache_alternatives": [asdict(one) for one in cache_alternatives(question.config)],
+        },
+        "plans": [_plan(one, name) for one in answers],
+        "best": first.engine.name if first.fits else None,
+        "upgrades": [asdict(one) | {"gain_per_1000_usd": one.gain_per_1000_usd} for one in upgrades(first)],
+        "nearest": None if first.fits else _nearest(answers, name),
+        "cost": _cost(args, first, name) if first.fits else None,
+    }
+
+
+def _machine(machine: Machine) -> dict[str, Any]:
+    return asdict(machine)
+
+
+def _plan(plan: Answer, model: str) -> dict[str, Any]:
+    quality = quality_of(plan.weights.label, model)
+    common = {
+        "engine": plan.engine.name,
+        "about": plan.engine.about,
+        "quantization": plan.weights.label,
+        "bytes": plan.weights.total_bytes,
+        "fits": plan.fits,
+        "quality": {"is_known": quality.is_known, "sentence": quality.sentence, "sources": list(quality.sources)},
+    }
+    if plan.placement is None:
+        refusal = plan.refusal
+        assert refusal is not None
+        return common | {"reason": refusal.reason, "missing_bytes": refusal.missing_bytes, "tier": refusal.tier}
+    place = plan.placement
+    part, share = bottleneck(plan)
+    return common | {
+        "memory": {
+            tier: {"capacity": place.capacity.get(tier, 0.0), "used": place.used(tier), "parts": place.parts(tier)}
+            for tier in tiers_of(place)
+        },
+        "experts": dict(place.experts),
+        "tokens_left": place.tokens_left,
+        "load_s": plan.load_s,
+        "first_token_s": asdict(plan.first_token_s) if plan.first_token_s else None,
+        "prefill_tok_s": asdict(plan.prefill_tok_s) if plan.prefill_tok_s else None,
+        "each_tok_s": asdict(plan.each_tok_s) if plan.each_tok_s else None,
+        "all_tok_s": asdict(plan.all_tok_s) if plan.all_tok_s else None,
+        "step_s": plan.step_parts,
+        "bottleneck": {"part": part, "share": share},
+        "rests_on_rows": list(plan.rows),
+        "start": _start(plan, model),
+    }
+
+
+def _start(plan: Answer, model: str) -> dict[str, Any]:
+    """The commands, or why none is known."""
+    try:
+        steps = start_commands(_launch(plan, model))
+    except NotSupportedError as error:
+        return {"commands": [], "problem": str(error)}
+    return {"commands": [asdict(step) for step in steps], "made_for": made_for(plan.engine.name)}
+
+
+def _launch(plan: Answer, model: str) -> Launch:
+    question, place, config = plan.question, plan.placement, plan.question.config
+    assert place is not None
+    machine, in_vram = question.machine, place.experts.get("vram", 0.0)
+    gpus = len(machine.accelerators) if place.rest_in == "vram" else 0
+    moe = config.num_hidden_layers - config.first_k_dense_replace
+    tensor = plan.engine.split == "tensor" and gpus > 1
+    return Launch(
+        engine=plan.engine.name,
+        model=REPOSITORIES.get(model.lower(), model),
+        quantization="native" if question.weights is not None else plan.weights.label,
+        context=question.context,
+        streams=question.streams,
+        cache_dtype=question.cache,
+        gpus=gpus,
+        nodes=machine.nodes,
+        tensor=gpus if tensor else 1,
+        pipeline=machine.nodes if plan.engine.across == "pipeline" else 1,
+        gpu_experts=int(in_vram * config.n_routed_experts),
+        cpu_layers=0 if in_vram == 1 else config.first_k_dense_replace + ceil((1 - in_vram) * moe),
+        numa=machine.host.sockets,
+    )
+
+
+def _nearest(answers: Sequence[Answer], model: str) -> dict[str, Any] | None:
+    """Of the refusal that lacks least."""
+    for refused in sorted(answers, key=lambda one: one.refusal.missing_bytes or 1e18 if one.refusal else 0.0):
+        found = nearest(refused)
+        if found is not None:
+            return {"instead_of": refused.engine.name, "change": found.change, "plan": _plan(found.plan, model)}
+    return None
+
+
+def _cost(args: Namespace, plan: Answer, model: str) -> dict[str, Any]:
+    """What a million tokens cost here and elsewhere, and from which use on the machine is cheaper."""
+    machine = plan.question.machine
+    usd = args.price if args.price is not None else usd_of(machine)
+    watts = args.watts or watts_of(machine)
+    if usd is None or not watts:
+        return {"problem": "the price or the watts of a part of this machine are not known: say --price and --watts"}
+    kwh = args.kwh if args.kwh is not None else kwh_usd(args.region or "us-home")
+    running = Running(watts, usd, kwh)
+    busy = _busy(plan)
+    assert busy.prefill_tok_s is not None and busy.decode_tok_s is not None
+    speed = Speed(busy.prefill_tok_s.value, busy.decode_tok_s.value)
+    if args.cached is not None and args.cached > 1:
+        raise UsageError(f"--cached is a share from 0 to 1, not {args.cached:g}")
+    mix = agent_mix(cached=args.cached)
+    each = cost_per_million(running, speed)
+    apis = []
+    for name, price in Prices(args.prices).of_weights(model).items():
+        found = break_even(running, speed, price, mix)
+        apis.append(
+            {
+                "api": name,
+                "as_of": str(price.as_of) if price.as_of else None,
+                "source": price.source,
+                "input": price.input,
+                "cached_input": price.cached_input,
+                "output": price.output,
+                "tokens_per_day": found.tokens_per_day if isfinite(found.tokens_per_day) else None,
+                "most_per_day": found.most_per_day,
+                "pays": found.pays,
+                "sentences": list(found.sentences),
+            }
+        )
+    return {
+        "streams": busy.question.streams,
+        "usd": usd,
+        "watts": watts,
+        "kwh_usd": kwh,
+        "years": running.years,
+        "utilisation": running.utilisation,
+        "per_million": {kind: asdict(cost) | {"total": cost.total} for kind, cost in vars(each).items()},
+        "mix": asdict(mix),
+        "apis": apis,
+    }
+
+
+def _busy(plan: Answer) -> Answer:
+    """With as many streams as fit, up to the largest of BATCHES: who counts costs keeps a machine busy."""
+    for streams in BATCHES:
+        if streams > plan.question.streams:
+            more = answer(replace(plan.question, streams=streams), plan.engine)
+            if more.fits:
+                return more
+    return plan
