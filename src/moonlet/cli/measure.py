@@ -1,0 +1,238 @@
+"""`moonlet plan --measure`: how fast this machine is, by the engine's own kernels, in about two minutes.
+
+First single operations (`measure_parts`). Then small models, run by the code that serves and that `moonlet bench`
+times: what they take beyond their operations is the fixed cost of a step and of a layer, and what more tokens
+add to it. So a prediction for these models is what was measured, and one for others differs by their operations.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from moonlet import __version__
+from moonlet.config import ModelConfig, preset
+from moonlet.config.sizes import model_sizes
+from moonlet.plan.calibration import (
+    Calibration,
+    Costs,
+    calibration_path,
+    fingerprint,
+    save_calibration,
+)
+from moonlet.plan.detect import detect_machine
+from moonlet.plan.local import decode_seconds, prefill_seconds
+from moonlet.plan.weights import Weights
+from moonlet.quant.types import TYPES
+
+if TYPE_CHECKING:
+    from moonlet.model import Model
+
+# Moonlight, half as wide: a layer's experts are 80 MB, so that steps read from memory.
+LIKE_MOONLIGHT = replace(
+    preset("moonlight-16b-a3b"), hidden_size=1024, intermediate_size=5632, moe_intermediate_size=704,
+    num_attention_heads=8, kv_lora_rank=256, num_hidden_layers=5, vocab_size=8192, bos_token_id=None, eos_token_ids=(),
+)  # fmt: skip
+# So small that little but what is fixed takes time.
+SMALL = replace(
+    LIKE_MOONLIGHT, hidden_size=256, intermediate_size=512, moe_intermediate_size=128, n_routed_experts=16,
+    n_shared_experts=1, num_experts_per_tok=2, num_attention_heads=4, kv_lora_rank=64, vocab_size=1024,
+)  # fmt: skip
+LIKE_NANO = replace(
+    preset("nano"), model_type="deepseek_v3", vision=None, media_placeholder_token_id=None
+)
+DEPTHS = ((1, 1), (5, 1), (1, 9))  # dense layers and MoE layers of what tells their fixed costs
+BATCHES, LENGTHS = (2, 4, 8), (16, 128, 512, 2048)
+PARTS = ("attention", "dense", "router", "experts", "shared_experts", "head")
+EXPERTS, OTHERS = "Q4_0", "Q8_0"  # types of the quantized models
+STEPS = 16  # of decoding in one run, as in `moonlet bench`
+
+Tell = Callable[[str], None]
+
+
+def run_measure(path: Path | None = None) -> Path:
+    """Measures with a progress bar on stderr, keeps the result and says where. Raises OSError."""
+    path = path or calibration_path()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _bar() as tell:
+        calibration = measure(path.parent, tell)
+    return save_calibration(calibration, path)
+
+
+def measure(folder: Path, tell: Tell) -> Calibration:
+    """Everything, one thing after the other; `folder` lies on the drive that is measured.
+
+    `tell` hears what comes next, `num_steps()` times.
+    """
+    from moonlet import kernels
+    from moonlet.cli import measure_parts as parts
+    from moonlet.kernels.limits import Bandwidth, arithmetic
+
+    tell("memory and arithmetic")
+    bandwidth = Bandwidth().read()
+    peaks = arithmetic(kernels.isa())
+    plain = peaks.float_multiply_add or 1.0
+    calibration = Calibration(
+        moonlet=__version__,
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        host=fingerprint(detect_machine(folder)),
+        isa=kernels.isa(),
+        threads=kernels.num_threads(),
+        read_bytes_s=bandwidth,
+        disk_bytes_s=None,
+        flops={"fp32": plain, "bf16": peaks.bf16_dot or plain, "int8": peaks.int8_dot or plain},
+        packed=_packed_operations(tell),
+        torch=_torch_operations(tell),
+    )
+    calibration = _with_packed_models(calibration, tell)
+    calibration = _with_float_models(calibration, tell)
+    tell("the drive")
+    return replace(calibration, disk_bytes_s=parts.disk_rate(folder))
+
+
+def num_steps() -> int:
+    """How often `measure` tells what comes."""
+    from moonlet.cli.measure_parts import kernel_types
+
+    return len(kernel_types()) + 7
+
+
+def _packed_operations(tell: Tell) -> Costs:
+    from moonlet.cli import measure_parts as parts
+    from moonlet.cli.measure_models import Pool
+
+    pool, matrix = Pool(), {}
+    for first, kinds in parts.kernel_types().items():
+        tell(f"matrices of {first}")
+        matrix |= dict.fromkeys(kinds, parts.matrix_curve(pool, first))
+    tell("attention")
+    return _bare(matrix, {}, parts.decode_attention(), parts.prefill_attention())
+
+
+def _torch_operations(tell: Tell) -> Costs:
+    import torch
+
+    from moonlet.cli import measure_parts as parts
+
+    types = {"F32": torch.float32, "BF16": torch.bfloat16}
+    tell("matrices in torch")
+    matrix = {kind: parts.torch_matrix_curve(dtype) for kind, dtype in types.items()}
+    tell("experts and attention in torch")
+    experts = {kind: parts.torch_experts_curve(dtype) for kind, dtype in types.items()}
+    return _bare(matrix, experts, parts.torch_decode_attention(), parts.torch_prefill_attention())
+
+
+def _bare(matrix: Mapping, experts: Mapping, attend: tuple, score: float) -> Costs:
+    return Costs(matrix, experts, attend, score, 0.0, 0.0, 0.0, ((1.0, 0.0),))
+
+
+def _with_packed_models(calibration: Calibration, tell: Tell) -> Calibration:
+    from moonlet.cli.measure_models import Pool, packed_slice
+
+    pool = Pool()
+
+    def build(config: ModelConfig) -> "Model":
+        return packed_slice(pool, config, EXPERTS, OTHERS)
+
+    types = {"attention": OTHERS, "head": OTHERS, "router": "F32"}
+    tell("steps of small quantized models")
+    costs = _fixed(calibration, calibration.packed, SMALL, build, types)
+    calibration = replace(calibration, packed=costs)
+    tell("prompts of a quantized model")
+    growth = _growth(calibration, LIKE_MOONLIGHT, build, types)
+    return replace(calibration, packed=replace(costs, growth=growth))
+
+
+def _with_float_models(calibration: Calibration, tell: Tell) -> Calibration:
+    from moonlet.cli.measure_models import float_slice
+
+    tell("steps of small models in torch")
+    types: dict[str, str] = dict.fromkeys(PARTS, "F32")
+    costs = _fixed(calibration, calibration.torch, LIKE_NANO, float_slice, types)
+    calibration = replace(calibration, torch=costs)
+    growth = _growth(calibration, LIKE_NANO, float_slice, types)
+    return replace(calibration, torch=replace(costs, growth=growth))
+
+
+def _fixed(
+    calibration: Calibration,
+    costs: Costs,
+    config: ModelConfig,
+    build: "Callable[[ModelConfig], Model]",
+    types: Mapping[str, str],
+) -> Costs:
+    """`costs` with the seconds of a step and its layers beyond their operations: three unknowns, three models."""
+    from moonlet.cli.measure_parts import timed
+    from moonlet.model.speed import Decode
+
+    beyond = []
+    for dense, moe in DEPTHS:
+        cut = replace(config, num_hidden_layers=dense + moe, first_k_dense_replace=dense)
+        decode = Decode(build(cut), 0, 1, STEPS)
+        seconds = timed(decode.run, 0.5) / STEPS
+        beyond.append(seconds - decode_seconds(_weights(cut, types), calibration, STEPS / 2))
+    (d0, m0), (d1, _), (_, m2) = DEPTHS
+    dense_layer = max(0.0, (beyond[1] - beyond[0]) / (d1 - d0))
+    moe_layer = max(0.0, (beyond[2] - beyond[0]) / (m2 - m0))
+    step = max(0.0, beyond[0] - d0 * dense_layer - m0 * moe_layer)
+    return replace(costs, step=step, dense_layer=dense_layer, moe_layer=moe_layer)
+
+
+def _growth(
+    calibration: Calibration,
+    config: ModelConfig,
+    build: "Callable[[ModelConfig], Model]",
+    types: Mapping[str, str],
+) -> tuple[tuple[float, float], ...]:
+    """Seconds per layer and number of the hidden state that so many tokens take beyond all else."""
+    from moonlet.cli.measure_parts import timed
+    from moonlet.model.speed import Decode, Prefill
+
+    model, weights = build(config), _weights(config, types)
+    beyond = [(1.0, 0.0)]
+    for batch in BATCHES:
+        seconds = timed(Decode(model, 0, batch, STEPS).run, 0.3) / STEPS
+        expected = decode_seconds(weights, calibration, STEPS / 2, batch)
+        beyond.append((float(batch), seconds - expected))
+    for tokens in LENGTHS:
+        seconds = timed(Prefill(model, tokens).run, 0.3)
+        beyond.append((float(tokens), seconds - prefill_seconds(weights, calibration, tokens)))
+    numbers = config.num_hidden_layers * config.hidden_size
+    return tuple((tokens, max(0.0, seconds) / numbers) for tokens, seconds in beyond)
+
+
+def _weights(config: ModelConfig, types: Mapping[str, str]) -> Weights:
+    """As `build` stores them; what `types` does not name is EXPERTS."""
+    stored = {}
+    for part, size in model_sizes(config).parts.items():
+        kind = types.get(part, EXPERTS)
+        stored[part] = {kind: size.parameters * TYPES[kind].bits_per_value / 8}
+    return Weights(config, "measured", stored)
+
+
+@contextmanager
+def _bar() -> Iterator[Tell]:
+    """A bar on stderr that `tell` moves; without a terminal one line."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = (
+        BarColumn(),
+        TextColumn("measuring {task.description}", markup=False),
+        TimeElapsedColumn(),
+    )
+    if not console.is_terminal:
+        console.print("measuring this machine, which takes about two minutes ...", highlight=False)
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task("", total=num_steps())
+
+        def tell(label: str) -> None:
+            bar.update(task, description=label)
+            bar.advance(task)
+
+        yield tell

@@ -1,0 +1,177 @@
+"""How long single operations take here: matrices of every type, attention, reading the drive.
+
+Times are medians of a few runs on all threads, seconds unless they say otherwise.
+"""
+
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from moonlet import kernels
+from moonlet.cli.measure_models import Pool
+from moonlet.kernels.limits import available_bytes
+from moonlet.model.attention import attend
+from moonlet.model.moe import grouped_linear
+from moonlet.plan.calibration import Curve
+from moonlet.quant.types import TYPES
+
+TOKENS = (1, 2, 4, 8, 16, 64, 256)
+MATRIX_BYTES = 128 << 20  # beyond the caches, or nothing would be read from memory
+COLUMNS = 2048
+HEADS = (4, 16, 64, 128)
+DEPTH, PROMPT, LATENT, VALUES = 2048, 768, 576, 512
+BUDGET_S = 0.1  # for one timing
+LEAST, MOST = 3, 15  # runs of it
+DISK_BYTES = 1 << 30
+DISK_S = 8.0
+_CHUNK = 8 << 20
+
+
+def timed(run: Callable[[], Any], budget_s: float = BUDGET_S) -> float:
+    """Median seconds of some runs, after one that nobody counts."""
+    run()
+    found: list[float] = []
+    while len(found) < LEAST or (sum(found) < budget_s and len(found) < MOST):
+        start = time.perf_counter()
+        run()
+        found.append(time.perf_counter() - start)
+    return median(found)
+
+
+def kernel_types() -> dict[str, list[str]]:
+    """Types whose panels are the same, by the first of them: one measurement does for all."""
+    found: dict[str, list[str]] = {}
+    first: dict[str, str] = {}
+    kinds = (kind for kind in TYPES if kind not in ("F16", "BF16"))  # which become Q8_0
+    for kind in (*kinds, "INT4"):
+        found.setdefault(first.setdefault(kernels.panel_type(kind), kind), []).append(kind)
+    return found
+
+
+def matrix_curve(pool: Pool, kind: str) -> Curve:
+    """Seconds per weight of a matrix of that type that so many tokens meet."""
+    bits = TYPES[kind].bits_per_value if kind in TYPES else 4.5
+    num_bytes = min(MATRIX_BYTES, available_bytes() // 16)
+    rows = max(16, int(num_bytes * 8 / bits / COLUMNS) // 16 * 16)
+    matrix = pool.matrix(kind, rows, COLUMNS)
+    return tuple((n, timed(_product(matrix, n)) / (rows * COLUMNS)) for n in TOKENS)
+
+
+def _product(matrix: kernels.Matrix, tokens: int) -> Callable[[], Any]:
+    x = np.ones((tokens, COLUMNS), np.float32)
+    out = np.empty((tokens, matrix.rows), np.float32)
+    return lambda: matrix(x, out)
+
+
+def decode_attention() -> Curve:
+    """Seconds per visible position and cached number, over heads; every layer has a cache of its own."""
+    layers = 24
+    pages = np.zeros((layers, 1, DEPTH, LATENT), np.uint16)
+    pages[:] = (
+        np.random.default_rng(0).standard_normal(LATENT).astype(np.float32).view(np.uint32) >> 16
+    )
+    table, sequence = np.zeros((1, 1), np.int32), np.zeros(1, np.int32)
+    position = np.array([DEPTH - 1], np.int32)
+
+    def run(q: np.ndarray) -> None:
+        for layer in pages:
+            kernels.latent_attention(q, layer, table, sequence, position, VALUES, 0.1)
+
+    found = []
+    for heads in HEADS:
+        q = np.ones((1, heads, LATENT), np.float32)
+        found.append((heads, timed(lambda q=q: run(q)) / (layers * DEPTH * LATENT)))
+    return tuple(found)
+
+
+def prefill_attention(heads: int = 16) -> float:
+    """Seconds per multiplication of a prompt's absorbed attention."""
+    pages = np.zeros((1, PROMPT, LATENT), np.uint16)
+    table, sequence = np.zeros((1, 1), np.int32), np.zeros(PROMPT, np.int32)
+    position = np.arange(PROMPT, dtype=np.int32)
+    q = np.ones((PROMPT, heads, LATENT), np.float32)
+    seconds = timed(
+        lambda: kernels.latent_attention(q, pages, table, sequence, position, VALUES, 0.1)
+    )
+    return seconds / (PROMPT * (PROMPT + 1) / 2 * heads * (LATENT + VALUES))
+
+
+def torch_matrix_curve(dtype: torch.dtype) -> Curve:
+    num_bytes = min(MATRIX_BYTES, available_bytes() // 16)
+    weight = torch.ones(max(16, num_bytes // dtype.itemsize // COLUMNS), COLUMNS, dtype=dtype)
+    return _torch_curve(weight, lambda x: F.linear(x, weight))
+
+
+def torch_experts_curve(dtype: torch.dtype) -> Curve:
+    """Over the tokens of each expert."""
+    experts, width = (
+        16,
+        min(MATRIX_BYTES, available_bytes() // 16) // dtype.itemsize // COLUMNS // 16,
+    )
+    weight = torch.ones(experts, max(16, width // 16 * 16), COLUMNS, dtype=dtype)
+
+    def run(x: torch.Tensor) -> None:
+        counts = torch.full((experts,), len(x))
+        grouped_linear(x.repeat(experts, 1), weight, counts)
+
+    return _torch_curve(weight, run)
+
+
+def _torch_curve(weight: torch.Tensor, run: Callable[[torch.Tensor], Any]) -> Curve:
+    points = []
+    with torch.inference_mode():
+        for tokens in TOKENS:
+            x = torch.ones(tokens, COLUMNS, dtype=weight.dtype)
+            points.append((tokens, timed(lambda x=x: run(x)) / weight.numel()))
+    return tuple(points)
+
+
+def torch_decode_attention() -> Curve:
+    latents = torch.ones(1, 1, DEPTH, LATENT)
+    points = []
+    with torch.inference_mode():
+        for heads in HEADS:
+            q = torch.ones(1, 1, heads, LATENT)
+            seconds = timed(lambda q=q: attend(q, latents, latents, None, 0.1, causal=False))
+            points.append((heads, seconds / (DEPTH * LATENT)))
+    return tuple(points)
+
+
+def torch_prefill_attention(heads: int = 4, width: int = 64) -> float:
+    q, k, v = (torch.ones(1, heads, PROMPT, width) for _ in range(3))
+    with torch.inference_mode():
+        seconds = timed(lambda: attend(q, k, v, None, 0.1))
+    return seconds / (PROMPT * (PROMPT + 1) / 2 * heads * 2 * width)
+
+
+def disk_rate(folder: Path) -> float | None:
+    """Bytes per second of reading what the system does not hold in memory; None where that cannot be had.
+
+    Writes 1 GiB, or less where little is free, which goes away whatever happens.
+    """
+    with suppress(OSError), tempfile.TemporaryFile(dir=folder) as file:
+        status = os.fstatvfs(file.fileno())
+        size = min(DISK_BYTES, status.f_bavail * status.f_frsize // 8) // _CHUNK * _CHUNK
+        if size < 8 * _CHUNK or not hasattr(os, "posix_fadvise"):
+            return None
+        piece, start = os.urandom(_CHUNK), time.perf_counter()
+        while file.tell() < size and time.perf_counter() - start < DISK_S:
+            file.write(piece)
+        size = file.tell()
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        file.seek(0)
+        room, done, start = memoryview(bytearray(_CHUNK)), 0, time.perf_counter()
+        while done < size and time.perf_counter() - start < DISK_S:
+            done += file.raw.readinto(room)  # type: ignore[union-attr]
+        return done / (time.perf_counter() - start)
+    return None
