@@ -24,7 +24,7 @@ from moonlet.checkpoint.tally import Tally, described_in
 from moonlet.checkpoint.untrusted import parse_json_object, shown
 from moonlet.config import ModelConfig, from_hf
 from moonlet.config.tensors import Part
-from moonlet.errors import CheckpointError, NotSupportedError
+from moonlet.errors import CheckpointError, ConfigError, NotSupportedError
 
 TEXT_LIMIT = 16 << 20  # of config.json and of the list of files
 HEADER_LIMIT = 8 << 20  # of a shard; those of K2.5 have 0.5 MB
@@ -91,7 +91,7 @@ def _any_quantization(raw: dict[str, Any], source: str) -> ModelConfig:
     """The network; how it is stored is read from the files, so that foreign quantizations do no harm."""
     try:
         return from_hf(raw, source)
-    except NotSupportedError:
+    except (ConfigError, NotSupportedError):
         plain = {key: value for key, value in raw.items() if key != "quantization_config"}
         text = plain.get("text_config")
         if isinstance(text, dict):
