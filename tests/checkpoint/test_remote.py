@@ -4,6 +4,7 @@ import json
 import re
 import resource
 import shutil
+import struct
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -51,7 +52,7 @@ class Hub:
             def log_message(self, format: str, *args: Any) -> None: ...
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
     def close(self) -> None:
@@ -219,6 +220,15 @@ def huge_header(hub: Hub, handler: BaseHTTPRequestHandler, name: str) -> bool:
     return name.endswith(".safetensors")
 
 
+def large_header(hub: Hub, handler: BaseHTTPRequestHandler, name: str) -> bool:
+    """Such as would fit into the file, and take many times its size once it is parsed."""
+    if name.endswith(".safetensors"):
+        hub.send_part(
+            handler, (9 << 20).to_bytes(8, "little") + bytes(remote._FIRST - 8), 0, 10**11
+        )
+    return name.endswith(".safetensors")
+
+
 def longer_than_itself(hub: Hub, handler: BaseHTTPRequestHandler, name: str) -> bool:
     if name.endswith(".safetensors"):
         hub.send_part(handler, (5000).to_bytes(8, "little") + bytes(92), 0, 100)
@@ -279,7 +289,7 @@ def refuses(hub: Hub, handler: BaseHTTPRequestHandler, name: str) -> bool:
 @pytest.mark.parametrize(
     ("lie", "reason"),
     [(no_ranges, "does not send parts"), (huge_header, "claims a header of 10000000000 bytes"),
-     (longer_than_itself, "claims a header of 5000 bytes but has only 92"), (cut_short, "sent 100 of 262144 bytes"),
+     (large_header, "claims a header of 9437184 bytes; at most 8388608"), (longer_than_itself, "claims a header of 5000 bytes but has only 92"), (cut_short, "sent 100 of 262144 bytes"),
      (bomb, "nested too deeply"), (many_objects, "holds neither config.json"), (endless_text, "sends more than"),
      (many_files, "90000 safetensors files"), (no_http, "cannot look at"), (refuses, "hf auth login")],
     ids=lambda value: getattr(value, "__name__", ""),
@@ -295,6 +305,39 @@ def test_a_server_that_lies_costs_a_sentence(hub: Hub, model: Path, lie: Lie, re
     assert len(str(error.value)) < 500
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit < before + 500 * 2**20
     assert hub.served < 100 << 20
+
+
+def endless_key(begin: bytes) -> bytes:
+    return begin + struct.pack("<QQ", 0, 1) + struct.pack("<Q", 1 << 40)
+
+
+def endless_table(begin: bytes) -> bytes:
+    """An array of strings whose length is a lie."""
+    key = struct.pack("<Q", 1) + b"k" + struct.pack("<IIQ", 9, 8, 3_999_999)
+    return begin + struct.pack("<QQ", 0, 1) + key
+
+
+@pytest.mark.parametrize("start", [endless_key, endless_table])
+def test_a_gguf_without_end(hub: Hub, start: Callable[[bytes], bytes]) -> None:
+    (hub.folder / "m.gguf").touch()
+    data = start(b"GGUF\x03\0\0\0")
+
+    def lie(hub: Hub, handler: BaseHTTPRequestHandler, name: str) -> bool:
+        if name != "m.gguf":
+            return False
+        begin, end = (int(number) for number in handler.headers["Range"][6:].split("-"))
+        # Strings of 20 bytes, each with its length before it.
+        count = end + 1 - begin
+        filler = struct.pack("<Q20x", 20) * (count // 28 + 2)
+        shift = (begin - len(data)) % 28 if begin else 0
+        body = (data + filler)[:count] if begin == 0 else filler[shift : shift + count]
+        hub.send_part(handler, body, begin, 1 << 42)
+        return True
+
+    hub.lie = lie
+    with pytest.raises(CheckpointError, match=f"more than {remote.GGUF_LIMIT} bytes"):
+        look(hub)
+    assert hub.served < remote.GGUF_LIMIT + (1 << 20)
 
 
 def test_files_that_are_not_complete(hub: Hub, model: Path) -> None:

@@ -24,11 +24,11 @@ from moonlet.checkpoint.tally import Tally, described_in
 from moonlet.checkpoint.untrusted import parse_json_object, shown
 from moonlet.config import ModelConfig, from_hf
 from moonlet.config.tensors import Part
-from moonlet.errors import CheckpointError, NotSupportedError
+from moonlet.errors import CheckpointError, ConfigError, NotSupportedError
 
 TEXT_LIMIT = 16 << 20  # of config.json and of the list of files
 HEADER_LIMIT = 8 << 20  # of a shard; those of K2.5 have 0.5 MB
-GGUF_LIMIT = 64 << 20  # of what stands before the tensors; K2.5's vocabulary takes 6 MB
+GGUF_LIMIT = 64 << 20  # before the tensors of all parts together; K2.5's vocabulary takes 6 MB
 FILES_LIMIT = 2000
 TIMEOUT_S, DEADLINE_S = 30, 120  # without a byte; for one answer
 _FIRST = 1 << 18  # of a header, fetched before its length is known
@@ -91,7 +91,7 @@ def _any_quantization(raw: dict[str, Any], source: str) -> ModelConfig:
     """The network; how it is stored is read from the files, so that foreign quantizations do no harm."""
     try:
         return from_hf(raw, source)
-    except NotSupportedError:
+    except (ConfigError, NotSupportedError):
         plain = {key: value for key, value in raw.items() if key != "quantization_config"}
         text = plain.get("text_config")
         if isinstance(text, dict):
@@ -101,8 +101,6 @@ def _any_quantization(raw: dict[str, Any], source: str) -> ModelConfig:
 
 def _in_gguf(remote: "_Remote", names: Sequence[str], which: str | None) -> RemoteModel:
     chosen = _choose(remote.repository, names, which)
-    if len(chosen) > FILES_LIMIT:
-        raise CheckpointError(f"{remote.repository} has {len(chosen)} parts of one model")
     files = [remote.gguf(name) for name in chosen]
     vision = [name for name in names if _is_vision(name)]
     vision.sort(key=lambda name: ("f16" not in name.lower(), name))
@@ -149,7 +147,7 @@ class _Remote:
 
         self.repository = repository
         self._endpoint = (endpoint or constants.ENDPOINT).rstrip("/")
-        self._token = get_token()
+        self._token, self._held = get_token(), 0
         if constants.HF_HUB_OFFLINE and endpoint is None:
             raise CheckpointError(
                 f"cannot look at {repository}: HF_HUB_OFFLINE forbids to use the network"
@@ -188,17 +186,22 @@ class _Remote:
 
     def gguf(self, name: str) -> GgufFile:
         """What stands before the data of a GGUF file; its tensors have sizes, but no bytes."""
-        data, size = self._range(name, 0, _FIRST)
+        data, size = self._range(name, 0, self._allowed(name, _FIRST))
         while True:
             try:
                 return GgufFile(Path(f"{self.repository}/{name}"), data, size)
             except MoreNeeded as more:
                 wanted = min(max(2 * len(data), more.wanted), size)
-            if wanted > GGUF_LIMIT:
-                raise CheckpointError(
-                    f"{name} of {self.repository} has more than {GGUF_LIMIT} bytes before its tensors"
-                )
-            data += self._range(name, len(data), wanted - len(data))[0]
+            data += self._range(name, len(data), self._allowed(name, wanted - len(data)))[0]
+
+    def _allowed(self, name: str, length: int) -> int:
+        """`length` more bytes of GGUF files, which are all held at once."""
+        self._held += length
+        if self._held > GGUF_LIMIT:
+            raise CheckpointError(
+                f"{name} of {self.repository} takes what stands before tensors to more than {GGUF_LIMIT} bytes"
+            )
+        return length
 
     def _url(self, name: str) -> str:
         return f"{self._endpoint}/{self.repository}/resolve/main/{urllib.parse.quote(name)}"
