@@ -26,8 +26,11 @@ def test_by_hand() -> None:
     assert not found.electricity_alone
     assert not found.too_slow
     text = " ".join(found.sentences)
-    assert "0 x $0 + 0 x $0 + 1 x $3" in text
-    assert "10,000 s" in text
+    assert "0 x $0.00 + 0 x $0.00 + 1 x $3.00" in text
+    assert (
+        "for 10,000 s: 0 / 1,000 tokens/s of new prompt + 1,000,000 / 100 tokens/s of answer."
+        in text
+    )
     assert "1,000 W x 1 at $0.36 a kWh: $1.00 of electricity" in text
     assert "$1.00 / ($3.00 - $1.00) = 500,000 tokens a day: from there on" in text
     assert "at most 8.64 million tokens." in text

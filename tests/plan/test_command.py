@@ -45,7 +45,7 @@ def run(command: str, stubs: Path, cwd: Path) -> list[str]:
     """What reaches the program when a shell runs the command."""
     done = subprocess.run(
         ["/bin/sh", "-c", command],
-        env={"PATH": str(stubs), "HOME": "/home/me"},
+        env={"PATH": str(stubs), "HOME": "/me"},
         cwd=cwd,
         capture_output=True,
         check=True,
@@ -276,7 +276,7 @@ def launches(model: str) -> list[Launch]:
 
 
 def at_home(word: str) -> str:
-    return f"/home/me{word[1:]}" if word.startswith("~/") else word
+    return f"/me{word[1:]}" if word.startswith("~/") else word
 
 
 def check(model: str, stubs: Path, cwd: Path) -> None:

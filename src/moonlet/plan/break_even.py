@@ -77,8 +77,8 @@ def break_even(running: Running, speed: Speed, api: Price, mix: Mix) -> BreakEve
 def _api(mix: Mix, api: Price, price: float) -> str:
     return (
         f"A million tokens, {mix.fresh:.1%} of them new prompt, {mix.cached:.1%} cached prompt and "
-        f"{mix.output:.1%} answer, cost {_usd(price)} at the API: {mix.fresh:.4g} x ${api.input:g} + "
-        f"{mix.cached:.4g} x ${api.cached_input:g} + {mix.output:.4g} x ${api.output:g}."
+        f"{mix.output:.1%} answer, cost {_usd(price)} at the API: {mix.fresh:.4g} x {_price(api.input)} + "
+        f"{mix.cached:.4g} x {_price(api.cached_input)} + {mix.output:.4g} x {_price(api.output)}."
     )
 
 
@@ -89,7 +89,7 @@ def _busy(mix: Mix, speed: Speed, seconds: float) -> str:
         (mix.output, speed.decode_tok_s, "answer"),
     ]
     terms = " + ".join(
-        f"{share * 1e6:,.0f} / {rate:,.4g} tokens/s of {name}"
+        f"{share * 1e6:,.0f} / {_rate(rate)} tokens/s of {name}"
         for share, rate, name in parts
         if math.isfinite(rate)
     )
@@ -108,7 +108,7 @@ def _verdict(found: BreakEven, running: Running, fixed: float, extra: float) -> 
     meet = f"{_usd(fixed)} / ({_usd(found.api_usd)} - {_usd(extra)}) = {_tokens(found.tokens_per_day)} a day"
     if found.pays:
         return [
-            f"{meet}: from there on the machine is cheaper than the API, {_limit(found, running)}."
+            f"{meet}: from there on the machine is cheaper than the API; {_limit(found, running)}."
         ]
     slow = f"{meet} would be needed, but {_limit(found, running)}: the machine is too slow to become cheaper."
     return [*said, f"{slow} At its most it costs {_usd(found.own_usd)} for a million."]
@@ -119,6 +119,14 @@ def _limit(found: BreakEven, running: Running) -> str:
         return "it serves any number"
     share = "" if running.utilisation == 1 else f" in {running.utilisation:.0%} of the day"
     return f"it serves at most {_tokens(found.most_per_day)}{share}"
+
+
+def _price(value: float) -> str:
+    return f"${value:.2f}" if round(value, 2) == value else f"${value:g}"
+
+
+def _rate(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _usd(value: float) -> str:
