@@ -65,7 +65,7 @@ _DEEPSEEK_V3 = replace(
     eos_token_ids=(1,), num_nextn_predict_layers=1,
 )  # fmt: skip
 
-_# Where presets are published; the embedded model and the tiny one are not.
+# Where presets are published; the embedded model and the tiny one are not.
 REPOSITORIES: dict[str, str] = {
     "kimi-k2.5": "moonshotai/Kimi-K2.5",
     "kimi-k2.6": "moonshotai/Kimi-K2.6",
@@ -78,7 +78,8 @@ REPOSITORIES: dict[str, str] = {
     "deepseek-v2-lite": "deepseek-ai/DeepSeek-V2-Lite",
     "glm-4.7-flash": "zai-org/GLM-4.7-Flash",
 }
-PRESETS: dict[str, ModelConfig] = {
+
+_PRESETS: dict[str, ModelConfig] = {
     "kimi-k2.5": _K25,
     "kimi-k2.6": replace(_K25, eos_token_ids=(163586,)),
     "kimi-k2": _K2,
