@@ -20,10 +20,19 @@ from moonlet.plan.memory import cache_alternatives
 from moonlet.plan.prices import Prices
 from moonlet.plan.quality import quality_of
 
-BATCHES = (64, 32, 16, 8, 4, 2)  # streams that a machine of one's own may serve at once, for its cost
+BATCHES = (
+    64,
+    32,
+    16,
+    8,
+    4,
+    2,
+)  # streams that a machine of one's own may serve at once, for its cost
 
 
-def document(args: Namespace, question: Question, answers: Sequence[Answer], notes: Sequence[str]) -> dict[str, Any]:
+def document(
+    args: Namespace, question: Question, answers: Sequence[Answer], notes: Sequence[str]
+) -> dict[str, Any]:
     """Bytes, seconds, tokens per second, US dollars; an interval holds nine of ten measurements."""
     name = args.model or "nano"
     weights = question.stored()
@@ -50,7 +59,9 @@ def document(args: Namespace, question: Question, answers: Sequence[Answer], not
         },
         "plans": [_plan(one, name) for one in answers],
         "best": first.engine.name if first.fits else None,
-        "upgrades": [asdict(one) | {"gain_per_1000_usd": one.gain_per_1000_usd} for one in upgrades(first)],
+        "upgrades": [
+            asdict(one) | {"gain_per_1000_usd": one.gain_per_1000_usd} for one in upgrades(first)
+        ],
         "nearest": None if first.fits else _nearest(answers, name),
         "cost": _cost(args, first, name) if first.fits else None,
     }
@@ -68,17 +79,29 @@ def _plan(plan: Answer, model: str) -> dict[str, Any]:
         "quantization": plan.weights.label,
         "bytes": plan.weights.total_bytes,
         "fits": plan.fits,
-        "quality": {"is_known": quality.is_known, "sentence": quality.sentence, "sources": list(quality.sources)},
+        "quality": {
+            "is_known": quality.is_known,
+            "sentence": quality.sentence,
+            "sources": list(quality.sources),
+        },
     }
     if plan.placement is None:
         refusal = plan.refusal
         assert refusal is not None
-        return common | {"reason": refusal.reason, "missing_bytes": refusal.missing_bytes, "tier": refusal.tier}
+        return common | {
+            "reason": refusal.reason,
+            "missing_bytes": refusal.missing_bytes,
+            "tier": refusal.tier,
+        }
     place = plan.placement
     part, share = bottleneck(plan)
     return common | {
         "memory": {
-            tier: {"capacity": place.capacity.get(tier, 0.0), "used": place.used(tier), "parts": place.parts(tier)}
+            tier: {
+                "capacity": place.capacity.get(tier, 0.0),
+                "used": place.used(tier),
+                "parts": place.parts(tier),
+            }
             for tier in tiers_of(place)
         },
         "experts": dict(place.experts),
@@ -114,7 +137,9 @@ def _launch(plan: Answer, model: str) -> Launch:
     return Launch(
         engine=plan.engine.name,
         model=REPOSITORIES.get(model.lower(), model),
-        quantization="native" if question.weights is not None else plan.weights.label,
+        quantization="native"
+        if question.quantization in ("gguf", "packed")
+        else question.quantization,
         context=question.context,
         streams=question.streams,
         cache_dtype=question.cache,
@@ -130,10 +155,16 @@ def _launch(plan: Answer, model: str) -> Launch:
 
 def _nearest(answers: Sequence[Answer], model: str) -> dict[str, Any] | None:
     """Of the refusal that lacks least."""
-    for refused in sorted(answers, key=lambda one: one.refusal.missing_bytes or 1e18 if one.refusal else 0.0):
+    for refused in sorted(
+        answers, key=lambda one: one.refusal.missing_bytes or 1e18 if one.refusal else 0.0
+    ):
         found = nearest(refused)
         if found is not None:
-            return {"instead_of": refused.engine.name, "change": found.change, "plan": _plan(found.plan, model)}
+            return {
+                "instead_of": refused.engine.name,
+                "change": found.change,
+                "plan": _plan(found.plan, model),
+            }
     return None
 
 
@@ -143,7 +174,9 @@ def _cost(args: Namespace, plan: Answer, model: str) -> dict[str, Any]:
     usd = args.price if args.price is not None else usd_of(machine)
     watts = args.watts or watts_of(machine)
     if usd is None or not watts:
-        return {"problem": "the price or the watts of a part of this machine are not known: say --price and --watts"}
+        return {
+            "problem": "the price or the watts of a part of this machine are not known: say --price and --watts"
+        }
     kwh = args.kwh if args.kwh is not None else kwh_usd(args.region or "us-home")
     running = Running(watts, usd, kwh)
     busy = _busy(plan)
@@ -177,7 +210,9 @@ def _cost(args: Namespace, plan: Answer, model: str) -> dict[str, Any]:
         "kwh_usd": kwh,
         "years": running.years,
         "utilisation": running.utilisation,
-        "per_million": {kind: asdict(cost) | {"total": cost.total} for kind, cost in vars(each).items()},
+        "per_million": {
+            kind: asdict(cost) | {"total": cost.total} for kind, cost in vars(each).items()
+        },
         "mix": asdict(mix),
         "apis": apis,
     }

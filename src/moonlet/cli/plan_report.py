@@ -45,7 +45,12 @@ def _engines(plans: list[dict[str, Any]], streams: int) -> Table:
         table.add_column(column, justify="right", no_wrap=True)
     for plan in plans:
         if plan["fits"]:
-            cells = [plan["engine"], plan["quantization"], size(int(plan["bytes"])), _seconds(plan["load_s"])]
+            cells = [
+                plan["engine"],
+                plan["quantization"],
+                size(int(plan["bytes"])),
+                _seconds(plan["load_s"]),
+            ]
             cells += [_seconds(plan["first_token_s"]), *_pair(plan["each_tok_s"])]
             cells += _pair(plan["all_tok_s"]) if streams > 1 else []
             table.add_row(*cells)
@@ -59,14 +64,18 @@ def _memory(plan: dict[str, Any]) -> Table:
     for tier, found in plan["memory"].items():
         holds = ", ".join(f"{name} {size(int(part))}" for name, part in found["parts"].items())
         free = f"{plan['tokens_left']:,.0f}" if "cache" in found["parts"] else ""
-        table.add_row(_TIERS[tier], holds, size(int(found["used"])), size(int(found["capacity"])), free)
+        table.add_row(
+            _TIERS[tier], holds, size(int(found["used"])), size(int(found["capacity"])), free
+        )
     return table
 
 
 def _print_best(document: dict[str, Any], plan: dict[str, Any], say: Any) -> None:
     step = sum(plan["step_s"].values())
     parts = sorted(plan["step_s"].items(), key=lambda item: -item[1])
-    said = ", ".join(f"{name} {seconds / step:.0%}" for name, seconds in parts if seconds / step >= 0.01)
+    said = ", ".join(
+        f"{name} {seconds / step:.0%}" for name, seconds in parts if seconds / step >= 0.01
+    )
     say(f"A step takes {step * 1000:,.1f} ms: {said}.")
     for one in document["upgrades"][:3]:
         price = f" for about ${one['usd']:,.0f}" if one["usd"] else ""

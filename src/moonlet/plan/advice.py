@@ -51,9 +51,17 @@ def _changes(machine: Machine) -> Iterator[tuple[str, Machine, float | None]]:
     host = machine.host
     if machine.accelerators and not machine.accelerators[0].unified:
         one = machine.accelerators[0]
-        yield f"one more {one.name}", replace(machine, accelerators=(*machine.accelerators, one)), one.usd
+        yield (
+            f"one more {one.name}",
+            replace(machine, accelerators=(*machine.accelerators, one)),
+            one.usd,
+        )
     faster = replace(host, bandwidth_bytes_s=host.bandwidth_bytes_s * 1.5)
-    yield "memory half as fast again (more channels, faster modules)", replace(machine, host=faster), None
+    yield (
+        "memory half as fast again (more channels, faster modules)",
+        replace(machine, host=faster),
+        None,
+    )
     more = replace(host, ram_bytes=host.ram_bytes * 2)
     usd = host.ram_bytes / 2**30 * RAM_USD_GB
     yield "twice the memory", replace(machine, host=more), usd
@@ -83,7 +91,9 @@ def nearest(plan: Answer) -> Nearest | None:
             return Nearest(f"{other.name} in place of {engine.name}", found)
     smaller = _smaller(question, engine)
     if smaller is not None:
-        return Nearest(f"{smaller.question.quantization} in place of {question.quantization}", smaller)
+        return Nearest(
+            f"{smaller.question.quantization} in place of {question.quantization}", smaller
+        )
     for other in engines().values():
         if (found := best(replace(question, weights=None), other)).fits:
             return Nearest(f"{other.name} with {found.question.quantization}", found)

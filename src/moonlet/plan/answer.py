@@ -56,7 +56,9 @@ class Question:
             raise ConfigError(f"{self.streams} streams cannot be served: give 1 or more")
         room = buffers_bytes(self.config, min(CHUNK, self.context), self.streams)
         room = max(room, vision_bytes(self.config, self.patches))
-        return Load(self.context, self.streams, cache_bytes_per_token(self.config, self.cache), room)
+        return Load(
+            self.context, self.streams, cache_bytes_per_token(self.config, self.cache), room
+        )
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,9 @@ def answer(question: Question, engine: Engine, measured: "Speeds | None" = None)
     weights = question.stored()
     if not engine.runs(weights.label if question.weights is None else question.quantization):
         reason = f"{engine.name} does not run weights stored as {question.quantization}"
-        return Answer(question, engine, weights, refusal=Refusal(engine, engine.rest[0], 0.0, reason))
+        return Answer(
+            question, engine, weights, refusal=Refusal(engine, engine.rest[0], 0.0, reason)
+        )
     placement = place(engine, weights, question.machine, question.load())
     if isinstance(placement, Refusal):
         return Answer(question, engine, weights, refusal=placement)
@@ -130,7 +134,9 @@ def _timed(bare: Answer, placement: Placement, measured: "Speeds | None") -> Ans
     each = about(1 / sum(step.values()), "decode")
     many = together = each
     if question.streams > 1:
-        many = about(served_tok_s(speeds, question.streams, question.prompt, question.answer), "batch")
+        many = about(
+            served_tok_s(speeds, question.streams, question.prompt, question.answer), "batch"
+        )
         step_of_all = sum(speeds.step_parts(question.streams, behind).values())
         together = about(question.streams / step_of_all, "batch")
     return replace(

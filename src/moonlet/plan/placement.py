@@ -89,7 +89,9 @@ def capacities(engine: Engine, machine: Machine) -> dict[Tier, float]:
     found: dict[Tier, float] = {}
     unified = any(one.unified for one in machine.accelerators)
     if "vram" in tiers and machine.accelerators and (unified or not engine.unified):
-        each = (one.memory_bytes * engine.vram_share - engine.base_bytes for one in machine.accelerators)
+        each = (
+            one.memory_bytes * engine.vram_share - engine.base_bytes for one in machine.accelerators
+        )
         found["vram"] = machine.nodes * max(sum(each), 0.0)
     if "ram" in tiers and not (unified and "vram" in found):  # one memory is not counted twice
         ram = (machine.host.ram_bytes - SYSTEM_BYTES) * RAM_SHARE - engine.base_bytes
@@ -99,7 +101,9 @@ def capacities(engine: Engine, machine: Machine) -> dict[Tier, float]:
     return found
 
 
-def place(engine: Engine, weights: Weights, machine: Machine, load: Load, replicas: int | None = None) -> Placement | Refusal:
+def place(
+    engine: Engine, weights: Weights, machine: Machine, load: Load, replicas: int | None = None
+) -> Placement | Refusal:
     """Where everything goes. replicas: by default one for each accelerator of a node under a tensor split."""
     capacity = capacities(engine, machine)
     if engine.unified and "vram" not in capacity:
@@ -108,7 +112,12 @@ def place(engine: Engine, weights: Weights, machine: Machine, load: Load, replic
     rest = weights.total_bytes - expert_bytes
     tiers = [tier for tier in engine.rest if tier in capacity]
     if not tiers:
-        return Refusal(engine, engine.rest[0], 0.0, f"{engine.name} needs {_WORDS[engine.rest[0]]}, and there is none")
+        return Refusal(
+            engine,
+            engine.rest[0],
+            0.0,
+            f"{engine.name} needs {_WORDS[engine.rest[0]]}, and there is none",
+        )
     for home in tiers:
         copies = 1
         if home == "vram" and engine.split == "tensor":
@@ -116,7 +125,9 @@ def place(engine: Engine, weights: Weights, machine: Machine, load: Load, replic
         empty = Placement(engine, load, home, rest, {}, expert_bytes, capacity, copies)
         if empty.used(home) <= capacity[home]:
             return _with_experts(empty)
-    missing = empty.used(home) - capacity[home] + (expert_bytes if engine.experts == (home,) else 0.0)
+    missing = (
+        empty.used(home) - capacity[home] + (expert_bytes if engine.experts == (home,) else 0.0)
+    )
     return _too_much(engine, home, missing)
 
 
@@ -140,4 +151,6 @@ def _with_experts(empty: Placement) -> Placement | Refusal:
 
 
 def _too_much(engine: Engine, tier: Tier, missing: float) -> Refusal:
-    return Refusal(engine, tier, missing, f"{engine.name} lacks {missing / 1e9:,.1f} GB of {_WORDS[tier]}")
+    return Refusal(
+        engine, tier, missing, f"{engine.name} lacks {missing / 1e9:,.1f} GB of {_WORDS[tier]}"
+    )

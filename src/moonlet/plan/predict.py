@@ -23,8 +23,14 @@ from moonlet.plan.placement import Placement
 from moonlet.plan.weights import Weights
 
 CHUNK = 512  # tokens that llama.cpp computes at once
-STREAMS_EXPERTS = 256  # tokens from which KTransformers computes experts on the GPU, layer after layer
-_LOW_BITS = {"fp8": 2**0.5, "nvfp4": 2.0, "mxfp4": 2.0}  # of the gain in peak, half (in its logarithm) arrives
+STREAMS_EXPERTS = (
+    256  # tokens from which KTransformers computes experts on the GPU, layer after layer
+)
+_LOW_BITS = {
+    "fp8": 2**0.5,
+    "nvfp4": 2.0,
+    "mxfp4": 2.0,
+}  # of the gain in peak, half (in its logarithm) arrives
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,9 @@ class Factors:
     node_s: float  # more of it when nodes work together
     hop_s: float  # of every step from one node to the next, where they work one after the other
     link_share: float  # of the links between accelerators, adding up what each has computed
-    cache_share: float  # of an accelerator's bandwidth, reading latents; of `core_flops` on a processor
+    cache_share: (
+        float  # of an accelerator's bandwidth, reading latents; of `core_flops` on a processor
+    )
     compute_share: float  # of an accelerator's bf16 peak, in prefill
     first_s: float  # of every prompt
     ram_share: float  # of the host's bandwidth, reading experts
@@ -117,12 +125,22 @@ class Predictor:
             parts["layers"] = config.num_hidden_layers * self._layer_s() + self._hops_s()
             parts["links"] = self._links_s(tokens)
         if on_host:
-            flops = 2 * tokens * routed * ram if p.rest_in == "vram" else 2 * tokens * active + attention
+            flops = (
+                2 * tokens * routed * ram
+                if p.rest_in == "vram"
+                else 2 * tokens * active + attention
+            )
             chunks = max(tokens / CHUNK, 1.0)
-            reads = chunks * self.weights.bytes_read(min(tokens, CHUNK)).get("experts", 0.0) * (ram or 1.0)
+            reads = (
+                chunks
+                * self.weights.bytes_read(min(tokens, CHUNK)).get("experts", 0.0)
+                * (ram or 1.0)
+            )
             parts["processor"] = self._host_s(reads, flops)
         if (share := p.experts.get("disk", 0.0)) and m.disk is not None:
-            parts["disk"] = max(tokens / CHUNK, 1.0) * p.expert_bytes * share / m.disk.bandwidth_bytes_s
+            parts["disk"] = (
+                max(tokens / CHUNK, 1.0) * p.expert_bytes * share / m.disk.bandwidth_bytes_s
+            )
         return parts
 
     def prefill_seconds(self, tokens: float) -> float:
@@ -136,7 +154,12 @@ class Predictor:
     def users_tok_s(self, each: float, prompt: float, answer: float) -> float:
         """Tokens of prompts and answers per second and accelerator when every user gets `each` a second."""
         streams = _largest(lambda n: self.serve_tok_s(n, prompt, answer) / n >= each)
-        return self.serve_tok_s(streams, prompt, answer) * (prompt + answer) / answer / self.machine.num_accelerators
+        return (
+            self.serve_tok_s(streams, prompt, answer)
+            * (prompt + answer)
+            / answer
+            / self.machine.num_accelerators
+        )
 
     @property
     def _one(self) -> Accelerator:
@@ -164,7 +187,11 @@ class Predictor:
 
     def _gpu_flops(self) -> float:
         """Of all that a long prompt keeps busy: pieces of it follow each other through the nodes."""
-        count = self.together if self.placement.engine.split == "pipeline" else self.machine.num_accelerators
+        count = (
+            self.together
+            if self.placement.engine.split == "pipeline"
+            else self.machine.num_accelerators
+        )
         return count * self._one.flops["bf16"] * _LOW_BITS.get(self.quantization, 1.0)
 
     def _layer_s(self) -> float:
