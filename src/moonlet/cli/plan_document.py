@@ -180,7 +180,8 @@ def _cost(args: Namespace, plan: Answer, model: str) -> dict[str, Any]:
     kwh = args.kwh if args.kwh is not None else kwh_usd(args.region or "us-home")
     running = Running(watts, usd, kwh)
     busy = _busy(plan)
-    assert busy.prefill_tok_s is not None and busy.decode_tok_s is not None
+    assert busy.prefill_tok_s is not None
+    assert busy.decode_tok_s is not None
     speed = Speed(busy.prefill_tok_s.value, busy.decode_tok_s.value)
     if args.cached is not None and args.cached > 1:
         raise UsageError(f"--cached is a share from 0 to 1, not {args.cached:g}")
