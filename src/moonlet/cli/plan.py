@@ -116,7 +116,7 @@ def _add_money(parser: ArgumentParser) -> None:
     group.add_argument("--watts", type=_positive, metavar="W", help="of the hardware under load")
     group.add_argument("--prices", type=Path, metavar="FILE", help="prices of APIs, in TOML")
     group.add_argument(
-        "--cached", type=_number, metavar="SHARE", help="of prompts that a cache holds, 0 to 1"
+        "--cached", type=_share, metavar="SHARE", help="of prompts that a cache holds, 0 to 1"
     )
 
 
@@ -226,6 +226,12 @@ def _number(text: str) -> float:
     if 0 <= value <= 1e12:
         return value
     raise ArgumentTypeError(f"{text[:40]!r} is no number from 0")
+
+
+def _share(text: str) -> float:
+    if (value := _number(text)) <= 1:
+        return value
+    raise ArgumentTypeError(f"{text[:40]!r} is no share from 0 to 1")
 
 
 def _positive(text: str) -> float:

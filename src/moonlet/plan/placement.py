@@ -87,7 +87,7 @@ def capacities(engine: Engine, machine: Machine) -> dict[Tier, float]:
     """Bytes of each tier that `engine` can fill on `machine`; of the disk, where a file may lie that is mapped."""
     tiers = {*engine.experts, *engine.rest}
     found: dict[Tier, float] = {}
-    unified = any(one.unified for one in machine.accelerators)
+    unified = _is_apple(machine)
     if "vram" in tiers and machine.accelerators and (unified or not engine.unified):
         each = (
             one.memory_bytes * engine.vram_share - engine.base_bytes for one in machine.accelerators
@@ -101,11 +101,19 @@ def capacities(engine: Engine, machine: Machine) -> dict[Tier, float]:
     return found
 
 
+def _is_apple(machine: Machine) -> bool:
+    return any(one.unified for one in machine.accelerators)
+
+
 def place(
     engine: Engine, weights: Weights, machine: Machine, load: Load, replicas: int | None = None
 ) -> Placement | Refusal:
     """Where everything goes. replicas: by default one for each accelerator of a node under a tensor split."""
     capacity = capacities(engine, machine)
+    if machine.nodes > 1 and engine.across == "none":
+        return Refusal(engine, engine.rest[0], 0.0, f"{engine.name} is planned for one node only")
+    if engine.rest == ("vram",) and not engine.unified and _is_apple(machine):
+        return Refusal(engine, "vram", 0.0, f"{engine.name} does not run on Apple chips")
     if engine.unified and "vram" not in capacity:
         return Refusal(engine, "vram", 0.0, f"{engine.name} runs on Apple chips only")
     expert_bytes = weights.bytes_of("experts")
