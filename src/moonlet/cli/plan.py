@@ -103,6 +103,19 @@ def _add_load(parser: ArgumentParser) -> None:
     )
     group.add_argument("--answer", type=_whole, metavar="N", help=f"and of an answer ({ANSWER})")
 
+    group.add_argument(
+        "--draft", type=_whole, metavar="N", help="tokens drafted for a step (speculative decoding)"
+    )
+    group.add_argument(
+        "--accepted",
+        type=_number,
+        default=0.6,
+        metavar="SHARE",
+        help="of drafts, each (%(default)s)",
+    )
+    group.add_argument("--expert-hits", type=_number, default=0.0, metavar="SHARE", help="of reads of experts on the drive that "
+                       "memory answers because they are popular (%(default)g)")  # fmt: skip
+
 
 def _add_money(parser: ArgumentParser) -> None:
     group = parser.add_argument_group(
@@ -151,6 +164,7 @@ def _question(args: Namespace) -> "tuple[Question, tuple[str, ...]]":
     """What is asked, and sentences on what was assumed for it. Raises what `planned` and hardware raise."""
     from moonlet.cli.plan_model import planned
     from moonlet.plan.answer import Question
+    from moonlet.plan.drafts import gained
 
     machine, notes = machine_of(args)
     weights = planned(args.model, args.quantization)
@@ -165,8 +179,13 @@ def _question(args: Namespace) -> "tuple[Question, tuple[str, ...]]":
         args.cache,
         args.prompt or min(PROMPT, context // 2),
         args.answer or min(ANSWER, context // 4),
+        drafted=args.draft or 0,
+        accepted=args.accepted,
+        hits=args.expert_hits,
         weights=weights,
     )
+    if args.expert_hits > 1 or gained(question.drafted, args.accepted) < 1:
+        raise UsageError(f"--expert-hits is a share from 0 to 1, not {args.expert_hits:g}")
     if question.prompt + question.answer > context:
         raise UsageError(
             f"a prompt of {question.prompt} and an answer of {question.answer} tokens do not fit into a context of {context}"
