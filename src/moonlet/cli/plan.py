@@ -59,7 +59,7 @@ def add_parser(commands: Any) -> None:
         "--check-claims",
         type=Path,
         metavar="FILE",
-        help="judge a table of claims (TOML) in place of planning",
+        help="judge a table of claims (TOML) in place of planning; k25 is what circulates about Kimi-K2.5",
     )
     add_json_flag(parser)
     parser.set_defaults(run=run)

@@ -21,17 +21,25 @@ class Guidance:
     source: str
 
 
+def shown(value: object) -> str:
+    """The start of what a file says, for a sentence."""
+    try:
+        return f"{value!r:.60}"
+    except (ValueError, RecursionError):  # a number of thousands of digits
+        return "far too large"
+
+
 def _text(value: Any, name: str) -> str:
     if not isinstance(value, str) or not 0 < len(value.strip()) <= _MOST_TEXT:
         raise ConfigError(
-            f"{name} is {value!r:.40}, but it must be text of 1 to {_MOST_TEXT} letters"
+            f"{name} is {shown(value)}, but it must be text of 1 to {_MOST_TEXT} letters"
         )
     return value.strip()
 
 
 def _number(value: Any, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < _MOST:
-        raise ConfigError(f"{name} is {value!r:.40}, but it must be a number above 0")
+        raise ConfigError(f"{name} is {shown(value)}, but it must be a number above 0")
     return float(value)
 
 
@@ -42,7 +50,7 @@ def _from_zero(value: Any, name: str) -> float:
 
 def _whole(value: Any, name: str) -> int:
     if type(value) is not int or not 0 < value < _MOST:
-        raise ConfigError(f"{name} is {value!r:.40}, but it must be a whole number from 1")
+        raise ConfigError(f"{name} is {shown(value)}, but it must be a whole number from 1")
     return value
 
 
@@ -50,7 +58,7 @@ def _range(value: Any, name: str) -> Range:
     """A number, or the lowest and the highest."""
     ends = value if isinstance(value, list) else [value, value]
     if len(ends) != 2:
-        raise ConfigError(f"{name} is {value!r:.40}, but it must be a number or [lowest, highest]")
+        raise ConfigError(f"{name} is {shown(value)}, but it must be a number or [lowest, highest]")
     low, high = (_number(end, name) for end in ends)
     if low > high:
         raise ConfigError(f"{name} is [{low:g}, {high:g}]: write the lower number first")
@@ -67,14 +75,14 @@ def _model(value: Any, name: str) -> str:
     presets = {repository.lower(): known for known, repository in REPOSITORIES.items()}
     text = presets.get(text, text)
     if text not in PRESETS:
-        raise ConfigError(f"{name} is {value!r:.60}, but it must be one of {', '.join(PRESETS)}")
+        raise ConfigError(f"{name} is {shown(value)}, but it must be one of {', '.join(PRESETS)}")
     return text
 
 
 def _precision(value: Any, name: str) -> str:
     text = _text(value, name).lower()
     if text.endswith(".toml"):  # a claim names what all know, and opens no other file
-        raise ConfigError(f"{name} is {text!r:.60}, but it must be the name of a quantization")
+        raise ConfigError(f"{name} is {shown(text)}, but it must be the name of a quantization")
     return text
 
 
@@ -85,7 +93,7 @@ def _groups(value: Any, name: str) -> int:
     if text == "mha":
         return 0
     if text == groups or not (groups.isascii() and groups.isdigit() and 0 < int(groups[:6]) < 1000):
-        raise ConfigError(f'{name} is {value!r:.40}, but it must be "mha", or "gqa8" for 8 groups')
+        raise ConfigError(f'{name} is {shown(value)}, but it must be "mha", or "gqa8" for 8 groups')
     return int(groups)
 
 

@@ -24,12 +24,13 @@ import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
 from moonlet.config import ModelConfig, preset
 from moonlet.errors import ConfigError
-from moonlet.plan.claims_fields import CHECKS, HARDWARE, Guidance, Range
+from moonlet.plan.claims_fields import CHECKS, HARDWARE, Guidance, Range, shown
 from moonlet.plan.describe import describe_machine
 from moonlet.plan.machine import Machine
 from moonlet.plan.stored import weights_as
@@ -38,6 +39,7 @@ from moonlet.plan.weights import Weights
 EXAMPLES = {"k25": Path(__file__).with_name("claims_k25.toml")}
 LEAST_CONTEXT = 4096  # tokens that a deployment is taken to hold where the claim says nothing
 _MOST_BYTES, _MOST_CLAIMS = 100_000, 200
+_MOST_IN_LINE = 1000  # bytes: a key of thousands of dots takes a parser minutes
 
 
 @dataclass(frozen=True)
@@ -101,15 +103,8 @@ class PriceClaim(Claim):
 def read_claims(path: Path) -> tuple[Claim, ...]:
     """All claims of a file. Raises ConfigError that says which claim is wrong, and how."""
     try:
-        if not path.is_file() or path.stat().st_size > _MOST_BYTES:
-            raise ConfigError(
-                f"{path} is no file of at most {_MOST_BYTES // 1000} kB, as a table of claims is"
-            )
-        with path.open("rb") as file:
-            table = tomllib.loads(file.read(_MOST_BYTES).decode("utf-8"))
-    except ConfigError:
-        raise
-    except (OSError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, no TOML, no path
+        table = tomllib.loads(_content(path).decode("utf-8"))
+    except (OSError, UnicodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(f"{path} cannot be read as a table of claims: {reason}") from error
     entries = table.get("claim")
@@ -122,13 +117,35 @@ def read_claims(path: Path) -> tuple[Claim, ...]:
     return tuple(_claim(entry, f"{path}, claim {n}") for n, entry in enumerate(entries, 1))
 
 
+def _content(path: Path) -> bytes:
+    """Of a regular file of a size and shape that claims have."""
+    try:
+        is_small = path.is_file() and path.stat().st_size <= _MOST_BYTES
+    except ValueError:  # a null byte in its name
+        is_small = False
+    if not is_small:
+        words = ", ".join(EXAMPLES)
+        raise ConfigError(
+            f"{path} is neither a file of at most {_MOST_BYTES // 1000} kB, as a table of claims is, nor a table that "
+            f"moonlet has ({words})"
+        )
+    with path.open("rb") as file:
+        content = file.read(_MOST_BYTES)
+    longest = max(map(len, content.splitlines()), default=0)
+    if longest > _MOST_IN_LINE:
+        raise ConfigError(
+            f"{path} has a line of {longest} bytes; a table of claims has at most {_MOST_IN_LINE}"
+        )
+    return content
+
+
 def _claim(entry: Any, where: str) -> Claim:
     try:
         if not isinstance(entry, dict):
-            raise ConfigError(f"it is {entry!r:.40}, but it must be a table")
+            raise ConfigError(f"it is {shown(entry)}, but it must be a table")
         kind = entry.get("kind")
         if not isinstance(kind, str) or kind not in _KINDS:
-            raise ConfigError(f"kind is {kind!r:.40}, but it must be one of {', '.join(_KINDS)}")
+            raise ConfigError(f"kind is {shown(kind)}, but it must be one of {', '.join(_KINDS)}")
         make, needed, known = _KINDS[kind]
         return make(_checked(entry, kind, needed, known))
     except ConfigError as error:
@@ -156,11 +173,18 @@ def _about(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {"text": fields["text"], "model": model, "config": preset(model)}
 
 
+@lru_cache(maxsize=64)
+def _stored(model: str, precision: str) -> Weights:
+    return weights_as(preset(model), precision)
+
+
 def _size(fields: Mapping[str, Any]) -> Claim:
     about, precision = _about(fields), fields["precision"]
-    weights = weights_as(about["config"], precision)
     return SizeClaim(
-        **about, precision=precision, weights=weights, size_bytes=fields["size_gb"] * 1e9
+        **about,
+        precision=precision,
+        weights=_stored(about["model"], precision),
+        size_bytes=fields["size_gb"] * 1e9,
     )
 
 
@@ -186,7 +210,7 @@ def _deployment(fields: Mapping[str, Any]) -> Claim:
         machine=machine,
         named=frozenset(named),
         precision=precision,
-        weights=None if precision is None else weights_as(config, precision),
+        weights=None if precision is None else _stored(about["model"], precision),
         size_bytes=None if size is None else size * 1e9,
         context=context,
         tok_s=fields.get("tok_s"),

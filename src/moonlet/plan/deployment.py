@@ -144,7 +144,9 @@ def _nominal(claim: DeploymentClaim, machine: Machine, weights: Weights, have: f
 
 def _told(found: Placement | Refusal, machine: Machine) -> str:
     engine = found.engine
-    room = {tier: size for tier, size in capacities(engine, machine).items() if size > 0}
+    room: dict[Tier, float] = {
+        tier: size for tier, size in capacities(engine, machine).items() if size > 0
+    }
     rooms = listed(f"{gb(size)} of {_TIERS[tier]}" for tier, size in room.items()) or "nothing"
     can = f"{engine.name} can fill {rooms}"
     if "vram" in room:
