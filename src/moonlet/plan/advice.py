@@ -96,10 +96,12 @@ def nearest(plan: Answer) -> Nearest | None:
         return Nearest(
             f"{smaller.question.quantization} in place of {question.quantization}", smaller
         )
-    for other in engines().values():
-        if (found := best(replace(question, weights=None), other)).fits:
-            return Nearest(f"{other.name} with {found.question.quantization}", found)
-    return None
+    found = [best(replace(question, weights=None), other) for other in engines().values()]
+    fitting = [one for one in found if one.fits]
+    if not fitting:
+        return None
+    large = max(fitting, key=lambda one: one.weights.total_bytes)  # which loses least
+    return Nearest(f"{large.engine.name} with {large.question.quantization}", large)
 
 
 def _smaller(question: Question, engine: Engine) -> Answer | None:
