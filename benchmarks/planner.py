@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from moonlet.plan.factors import PATH, all_factors
-from moonlet.plan.measured import Figure, Row, rows
+from moonlet.plan.measured import Row, rows
 from moonlet.plan.predict import FACTOR_NAMES, Factors
 
 TRUST = {"H": 1.0, "M": 0.7, "L": 0.3}
@@ -39,7 +39,9 @@ REGIMES = ("decode", "batch", "prefill")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--fit", action="store_true")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
@@ -65,7 +67,11 @@ def fitted() -> dict[str, dict[str, Any]]:
     every = [off for _, offs in found.values() for off in offs]
     whole = {regime: _rms([off for off in every if off.regime == regime]) for regime in REGIMES}
     return {
-        engine: {"factors": factors, "spread": _spreads(offs, whole), "rows": sorted({off.row for off in offs})}
+        engine: {
+            "factors": factors,
+            "spread": _spreads(offs, whole),
+            "rows": sorted({off.row for off in offs}),
+        }
         for engine, (factors, offs) in found.items()
     }
 
@@ -83,7 +89,12 @@ class Off:
 def _offs(train: list[Row], point: np.ndarray) -> list[Off]:
     factors = _factors(point)
     return [
-        Off(row.number, figure.regime, math.log(figure.said_by(predictor) / figure.tok_s), _weight(row))
+        Off(
+            row.number,
+            figure.regime,
+            math.log(figure.said_by(predictor) / figure.tok_s),
+            _weight(row),
+        )
         for row in train
         for predictor in (row.predictor(factors),)
         for figure in row.figures
@@ -117,7 +128,9 @@ def _fit(train: list[Row], start: np.ndarray | None = None) -> np.ndarray:
     weights = np.array([one.weight for one in _offs(train, point)])
     damping = 1.0
     for _ in range(60):
-        jacobian = np.stack([(off(point + step) - residual) / 1e-4 for step in np.eye(len(point)) * 1e-4], axis=1)
+        jacobian = np.stack(
+            [(off(point + step) - residual) / 1e-4 for step in np.eye(len(point)) * 1e-4], axis=1
+        )
         scale = np.sqrt(weights / (1 + np.abs(residual) / ERRS))  # far ones pull less than squared
         left = np.vstack([scale[:, None] * jacobian / ERRS, np.eye(len(point)) / STRAYS])
         right = np.concatenate([scale * residual / ERRS, point / STRAYS])
@@ -174,7 +187,9 @@ def written(found: dict[str, dict[str, Any]]) -> str:
     for engine, entry in found.items():
         lines += ["", f'["{engine}"]', f"rows = {entry['rows']}"]
         lines += [f"{name} = {getattr(entry['factors'], name):.3g}" for name in FACTOR_NAMES]
-        spread = ", ".join(f"{regime} = {value:.3g}" for regime, value in sorted(entry["spread"].items()))
+        spread = ", ".join(
+            f"{regime} = {value:.3g}" for regime, value in sorted(entry["spread"].items())
+        )
         lines += [f"spread = {{ {spread} }}"]
     return "\n".join(lines) + "\n"
 
@@ -205,7 +220,9 @@ def compared() -> dict[str, Any]:
             "rows": len(by_row),
             "figures": len(held),
             "median_error_of_figures": median(one["error"] for one in held),
-            "median_error_of_rows": median(median(o["error"] for o in ones) for ones in by_row.values()),
+            "median_error_of_rows": median(
+                median(o["error"] for o in ones) for ones in by_row.values()
+            ),
             "figures_inside": sum(one["inside"] for one in held),
             "rows_inside": sum(all(one["inside"] for one in ones) for ones in by_row.values()),
         },
@@ -214,18 +231,25 @@ def compared() -> dict[str, Any]:
 
 
 def table(report: dict[str, Any]) -> str:
-    lines = ["| row | engine | figure | measured | predicted | interval | error | |", "| ---: | --- | --- | ---: | ---: | ---: | ---: | --- |"]
-    for one in report["figures"]:
-        lines.append(
-            f"| {one['row']} | {one['engine']} | {one['figure']} | {one['measured']:,.1f} | {one['predicted']:,.1f} | "
-            f"{one['low']:,.1f} to {one['high']:,.1f} | {one['error']:.0%} | "
-            f"{'held out' if one['held_out'] else ''}{'' if one['inside'] else ', outside'} |"
-        )
+    lines = [
+        "| row | engine | figure | measured | predicted | interval | error | |",
+        "| ---: | --- | --- | ---: | ---: | ---: | ---: | --- |",
+        *map(_line, report["figures"]),
+    ]
     held = report["held_out"]
     lines += ["", f"Held out: {held['rows']} rows with {held['figures']} figures; median error "
               f"{held['median_error_of_figures']:.0%} of the figures, {held['median_error_of_rows']:.0%} of the rows; inside "
               f"the interval {held['figures_inside']} figures, {held['rows_inside']} rows."]  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+def _line(one: dict[str, Any]) -> str:
+    cells = [
+        str(one["row"]), one["engine"], one["figure"], f"{one['measured']:,.1f}", f"{one['predicted']:,.1f}",
+        f"{one['low']:,.1f} to {one['high']:,.1f}", f"{one['error']:.0%}",
+        ("held out" if one["held_out"] else "") + ("" if one["inside"] else ", outside"),
+    ]  # fmt: skip
+    return f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":

@@ -13,7 +13,18 @@ if TYPE_CHECKING:
     from moonlet.plan.machine import Machine
 
 CONTEXT, PROMPT, ANSWER = 32_768, 2048, 512  # tokens, where the model has as many
-HARDWARE = ("gpu", "ram", "cpu", "cpu_bandwidth", "cores", "sockets", "nvme", "disk", "nodes", "network")
+HARDWARE = (
+    "gpu",
+    "ram",
+    "cpu",
+    "cpu_bandwidth",
+    "cores",
+    "sockets",
+    "nvme",
+    "disk",
+    "nodes",
+    "network",
+)
 
 
 def add_parser(commands: Any) -> None:
@@ -31,14 +42,25 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("-q", "--quantization", metavar="NAME", help="native, int4, fp8, nvfp4, q8_0, q4_k_m, q2_k_xl, "
                         "ud-q2_k_xl, 3.5bpw, a table of a mix, ... (default: for each engine the largest that fits)")  # fmt: skip
-    parser.add_argument("--engine", metavar="NAME", help="moonlet, llama.cpp, ktransformers, sglang, vllm or mlx (default: all)")
+    parser.add_argument(
+        "--engine",
+        metavar="NAME",
+        help="moonlet, llama.cpp, ktransformers, sglang, vllm or mlx (default: all)",
+    )
     _add_hardware(parser)
     _add_load(parser)
     _add_money(parser)
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw memory, speed over context and cost over use, as .svg, "
                         ".png or .pdf (needs moonlet[plot])")  # fmt: skip
-    parser.add_argument("--measure", action="store_true", help="measure this machine for two minutes, and keep that")
-    parser.add_argument("--check-claims", type=Path, metavar="FILE", help="judge a table of claims (TOML) in place of planning")
+    parser.add_argument(
+        "--measure", action="store_true", help="measure this machine for two minutes, and keep that"
+    )
+    parser.add_argument(
+        "--check-claims",
+        type=Path,
+        metavar="FILE",
+        help="judge a table of claims (TOML) in place of planning; k25 is what circulates about Kimi-K2.5",
+    )
     add_json_flag(parser)
     parser.set_defaults(run=run)
 
@@ -49,10 +71,14 @@ def _add_hardware(parser: ArgumentParser) -> None:
                        "2xNAME:24GB@936 for others (GB/s); may be repeated")  # fmt: skip
     group.add_argument("--ram", type=_positive, metavar="GB", help="memory of the host")
     group.add_argument("--cpu", metavar="NAME", help="as epyc-9575f, xeon-8488c")
-    group.add_argument("--cpu-bandwidth", type=_positive, metavar="GB/S", help="of the host's memory")
+    group.add_argument(
+        "--cpu-bandwidth", type=_positive, metavar="GB/S", help="of the host's memory"
+    )
     group.add_argument("--cores", type=_whole, metavar="N", help="of the host")
     group.add_argument("--sockets", type=_whole, metavar="N", help="processors of the host")
-    group.add_argument("--nvme", type=_number, metavar="GB/S", help="reading speed of the drive; 0 is none")
+    group.add_argument(
+        "--nvme", type=_number, metavar="GB/S", help="reading speed of the drive; 0 is none"
+    )
     group.add_argument("--disk", type=_positive, metavar="GB", help="free on the drive")
     group.add_argument("--nodes", type=_whole, metavar="N", help="so many such machines together")
     group.add_argument("--network", type=_positive, metavar="GBIT/S", help="between nodes, of each")
@@ -60,21 +86,51 @@ def _add_hardware(parser: ArgumentParser) -> None:
 
 def _add_load(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("load")
-    group.add_argument("--context", type=_whole, metavar="N", help=f"tokens to make room for, of each stream ({CONTEXT})")
-    group.add_argument("--streams", type=_whole, default=1, metavar="N", help="answered at once (%(default)s)")
-    group.add_argument("--cache", choices=("bf16", "fp8"), default="bf16", help="type of the cache (%(default)s)")
-    group.add_argument("--prompt", type=_whole, metavar="N", help=f"tokens of a usual prompt ({PROMPT})")
+    group.add_argument(
+        "--context",
+        type=_whole,
+        metavar="N",
+        help=f"tokens to make room for, of each stream ({CONTEXT})",
+    )
+    group.add_argument(
+        "--streams", type=_whole, default=1, metavar="N", help="answered at once (%(default)s)"
+    )
+    group.add_argument(
+        "--cache", choices=("bf16", "fp8"), default="bf16", help="type of the cache (%(default)s)"
+    )
+    group.add_argument(
+        "--prompt", type=_whole, metavar="N", help=f"tokens of a usual prompt ({PROMPT})"
+    )
     group.add_argument("--answer", type=_whole, metavar="N", help=f"and of an answer ({ANSWER})")
+
+    group.add_argument(
+        "--draft", type=_whole, metavar="N", help="tokens drafted for a step (speculative decoding)"
+    )
+    group.add_argument(
+        "--accepted",
+        type=_number,
+        default=0.6,
+        metavar="SHARE",
+        help="of drafts, each (%(default)s)",
+    )
+    group.add_argument("--expert-hits", type=_number, default=0.0, metavar="SHARE", help="of reads of experts on the drive that "
+                       "memory answers because they are popular (%(default)g)")  # fmt: skip
 
 
 def _add_money(parser: ArgumentParser) -> None:
-    group = parser.add_argument_group("cost", "US dollars. Defaults, with date and source, are in the answer.")
+    group = parser.add_argument_group(
+        "cost", "US dollars. Defaults, with date and source, are in the answer."
+    )
     group.add_argument("--kwh", type=_number, metavar="USD", help="a kilowatt hour")
-    group.add_argument("--region", metavar="NAME", help="whose price of electricity to take (us-home)")
+    group.add_argument(
+        "--region", metavar="NAME", help="whose price of electricity to take (us-home)"
+    )
     group.add_argument("--price", type=_number, metavar="USD", help="of the hardware")
     group.add_argument("--watts", type=_positive, metavar="W", help="of the hardware under load")
     group.add_argument("--prices", type=Path, metavar="FILE", help="prices of APIs, in TOML")
-    group.add_argument("--cached", type=_number, metavar="SHARE", help="of prompts that a cache holds, 0 to 1")
+    group.add_argument(
+        "--cached", type=_share, metavar="SHARE", help="of prompts that a cache holds, 0 to 1"
+    )
 
 
 def run(args: Namespace) -> int:
@@ -108,6 +164,7 @@ def _question(args: Namespace) -> "tuple[Question, tuple[str, ...]]":
     """What is asked, and sentences on what was assumed for it. Raises what `planned` and hardware raise."""
     from moonlet.cli.plan_model import planned
     from moonlet.plan.answer import Question
+    from moonlet.plan.drafts import gained
 
     machine, notes = machine_of(args)
     weights = planned(args.model, args.quantization)
@@ -122,8 +179,13 @@ def _question(args: Namespace) -> "tuple[Question, tuple[str, ...]]":
         args.cache,
         args.prompt or min(PROMPT, context // 2),
         args.answer or min(ANSWER, context // 4),
+        drafted=args.draft or 0,
+        accepted=args.accepted,
+        hits=args.expert_hits,
         weights=weights,
     )
+    if args.expert_hits > 1 or gained(question.drafted, args.accepted) < 1:
+        raise UsageError(f"--expert-hits is a share from 0 to 1, not {args.expert_hits:g}")
     if question.prompt + question.answer > context:
         raise UsageError(
             f"a prompt of {question.prompt} and an answer of {question.answer} tokens do not fit into a context of {context}"
@@ -183,6 +245,12 @@ def _number(text: str) -> float:
     if 0 <= value <= 1e12:
         return value
     raise ArgumentTypeError(f"{text[:40]!r} is no number from 0")
+
+
+def _share(text: str) -> float:
+    if (value := _number(text)) <= 1:
+        return value
+    raise ArgumentTypeError(f"{text[:40]!r} is no share from 0 to 1")
 
 
 def _positive(text: str) -> float:

@@ -2,16 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 from moonlet.config import ModelConfig
 from moonlet.errors import ConfigError
+from moonlet.plan.drafts import Drafted
 from moonlet.plan.engines import Engine, Tier
 from moonlet.plan.factors import all_factors
 from moonlet.plan.machine import Machine
 from moonlet.plan.memory import buffers_bytes, cache_bytes_per_token, vision_bytes
 from moonlet.plan.placement import Load, Placement, Refusal, place
-from moonlet.plan.predict import Predictor
+from moonlet.plan.predict import Predictor, Speeds
 from moonlet.plan.stored import weights_as
 from moonlet.plan.weights import Weights
 
@@ -19,16 +19,13 @@ CHUNK = 2048  # tokens of a prompt that are computed at once, for the size of bu
 CALIBRATED = 0.12  # one standard deviation of a speed's logarithm on a machine that was measured
 
 
-class Speeds(Protocol):
-    """What tells seconds: `Predictor`, or the measurements of this machine."""
-
-    def step_parts(self, streams: float, context: float) -> dict[str, float]: ...
-    def prefill_parts(self, tokens: float) -> dict[str, float]: ...
-
-
 @dataclass(frozen=True)
 class Question:
-    """What is to run where. context: tokens of each of `streams`. prompt, answer: of a usual request."""
+    """What is to run where. context: tokens of each of `streams`. prompt, answer: of a usual request.
+
+    drafted, accepted: of speculative decoding (drafts.py). hits: of reads of experts that lie on the disk, the
+    share that memory answers.
+    """
 
     config: ModelConfig
     quantization: str
@@ -39,6 +36,9 @@ class Question:
     prompt: int = 2048
     answer: int = 512
     patches: int = 0
+    drafted: int = 0
+    accepted: float = 0.0
+    hits: float = 0.0
     weights: Weights | None = None
 
     def stored(self) -> Weights:
@@ -56,7 +56,9 @@ class Question:
             raise ConfigError(f"{self.streams} streams cannot be served: give 1 or more")
         room = buffers_bytes(self.config, min(CHUNK, self.context), self.streams)
         room = max(room, vision_bytes(self.config, self.patches))
-        return Load(self.context, self.streams, cache_bytes_per_token(self.config, self.cache), room)
+        return Load(
+            self.context, self.streams, cache_bytes_per_token(self.config, self.cache), room
+        )
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,9 @@ def answer(question: Question, engine: Engine, measured: "Speeds | None" = None)
     weights = question.stored()
     if not engine.runs(weights.label if question.weights is None else question.quantization):
         reason = f"{engine.name} does not run weights stored as {question.quantization}"
-        return Answer(question, engine, weights, refusal=Refusal(engine, engine.rest[0], 0.0, reason))
+        return Answer(
+            question, engine, weights, refusal=Refusal(engine, engine.rest[0], 0.0, reason)
+        )
     placement = place(engine, weights, question.machine, question.load())
     if isinstance(placement, Refusal):
         return Answer(question, engine, weights, refusal=placement)
@@ -117,8 +121,11 @@ def answer(question: Question, engine: Engine, measured: "Speeds | None" = None)
 def _timed(bare: Answer, placement: Placement, measured: "Speeds | None") -> Answer:
     question, machine = bare.question, bare.question.machine
     known = all_factors()[bare.engine.name]
-    predictor = Predictor(bare.weights, machine, placement, known.factors, question.quantization)
-    speeds: Speeds = measured or predictor
+    speeds: Speeds = measured or Predictor(
+        bare.weights, machine, placement, known.factors, question.quantization, question.hits
+    )
+    if question.drafted:
+        speeds = Drafted(speeds, question.drafted, question.accepted)
 
     def about(value: float, regime: str) -> Estimate:
         low, high = known.interval(regime, value) if measured is None else measured_interval(value)
@@ -130,7 +137,9 @@ def _timed(bare: Answer, placement: Placement, measured: "Speeds | None") -> Ans
     each = about(1 / sum(step.values()), "decode")
     many = together = each
     if question.streams > 1:
-        many = about(served_tok_s(speeds, question.streams, question.prompt, question.answer), "batch")
+        many = about(
+            served_tok_s(speeds, question.streams, question.prompt, question.answer), "batch"
+        )
         step_of_all = sum(speeds.step_parts(question.streams, behind).values())
         together = about(question.streams / step_of_all, "batch")
     return replace(

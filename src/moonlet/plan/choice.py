@@ -20,7 +20,10 @@ def candidates(question: Question, engine: Engine) -> list[str]:
     """Quantizations of `question`'s model for `engine`, the largest first."""
     names = CANDIDATES[engine.name]
     large = replace(question, quantization="native", weights=None).stored().total_bytes
-    sized = ((replace(question, quantization=name, weights=None).stored().total_bytes, name) for name in names)
+    sized = (
+        (replace(question, quantization=name, weights=None).stored().total_bytes, name)
+        for name in names
+    )
     return [name for size, name in sorted(sized, reverse=True) if name == "native" or size < large]
 
 
@@ -31,7 +34,9 @@ def best(question: Question, engine: Engine, native: Weights | None = None) -> A
     """
     found = None
     for name in candidates(question, engine):
-        known = native if name == "native" and native is not None and native.label == "native" else None
+        known = (
+            native if name == "native" and native is not None and native.label == "native" else None
+        )
         found = answer(replace(question, quantization=name, weights=known), engine)
         if found.fits:
             return found

@@ -10,7 +10,17 @@ from moonlet.plan.predict import FACTOR_NAMES, Factors
 
 PATH = Path(__file__).with_name("factors.toml")
 # Of Student's distribution: between 5 and 95 % lie so many standard deviations, by degrees of freedom.
-_NINETY_PERCENT = {3: 2.35, 4: 2.13, 5: 2.02, 6: 1.94, 7: 1.89, 8: 1.86, 10: 1.81, 15: 1.75, 30: 1.70}
+_NINETY_PERCENT = {
+    3: 2.35,
+    4: 2.13,
+    5: 2.02,
+    6: 1.94,
+    7: 1.89,
+    8: 1.86,
+    10: 1.81,
+    15: 1.75,
+    30: 1.70,
+}
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,9 @@ class Row:
         shares = _shares(self, weights, machine, rest)
         if self.setting.get("pipeline"):
             known = replace(known, across="pipeline")
-        where = Placement(known, load, home, rest, shares, experts, capacities(known, machine), replicas)
+        where = Placement(
+            known, load, home, rest, shares, experts, capacities(known, machine), replicas
+        )
         return Predictor(weights, machine, where, factors, self.quantization)
 
 
@@ -97,7 +99,9 @@ class Row:
 def rows() -> tuple[Row, ...]:
     """All of them, in the order of the table."""
     table = tomllib.loads(Path(__file__).with_name("measured.toml").read_text("utf-8"))["row"]
-    return tuple(_row(entry, (position + 1) % HELD_OUT_EVERY == 0) for position, entry in enumerate(table))
+    return tuple(
+        _row(entry, (position + 1) % HELD_OUT_EVERY == 0) for position, entry in enumerate(table)
+    )
 
 
 _HARDWARE = ("gpu", "cpu", "sockets", "cores", "ram", "cpu_bandwidth", "nodes", "network")

@@ -16,6 +16,7 @@ core's speed that is fitted: what is measured of llama.cpp differs far less by c
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from math import log2
+from typing import Protocol
 
 from moonlet.plan.flops import scores
 from moonlet.plan.machine import Accelerator, Machine
@@ -23,8 +24,21 @@ from moonlet.plan.placement import Placement
 from moonlet.plan.weights import Weights
 
 CHUNK = 512  # tokens that llama.cpp computes at once
-STREAMS_EXPERTS = 256  # tokens from which KTransformers computes experts on the GPU, layer after layer
-_LOW_BITS = {"fp8": 2**0.5, "nvfp4": 2.0, "mxfp4": 2.0}  # of the gain in peak, half (in its logarithm) arrives
+STREAMS_EXPERTS = (
+    256  # tokens from which KTransformers computes experts on the GPU, layer after layer
+)
+_LOW_BITS = {
+    "fp8": 2**0.5,
+    "nvfp4": 2.0,
+    "mxfp4": 2.0,
+}  # of the gain in peak, half (in its logarithm) arrives
+
+
+class Speeds(Protocol):
+    """What tells seconds: `Predictor`, the measurements of this machine, and what wraps them."""
+
+    def step_parts(self, streams: float, context: float) -> dict[str, float]: ...
+    def prefill_parts(self, tokens: float) -> dict[str, float]: ...
 
 
 @dataclass(frozen=True)
@@ -37,7 +51,9 @@ class Factors:
     node_s: float  # more of it when nodes work together
     hop_s: float  # of every step from one node to the next, where they work one after the other
     link_share: float  # of the links between accelerators, adding up what each has computed
-    cache_share: float  # of an accelerator's bandwidth, reading latents; of `core_flops` on a processor
+    cache_share: (
+        float  # of an accelerator's bandwidth, reading latents; of `core_flops` on a processor
+    )
     compute_share: float  # of an accelerator's bf16 peak, in prefill
     first_s: float  # of every prompt
     ram_share: float  # of the host's bandwidth, reading experts
@@ -51,13 +67,17 @@ FACTOR_NAMES = tuple(field.name for field in fields(Factors))
 
 @dataclass(frozen=True)
 class Predictor:
-    """Seconds of what a placement does; `factors` of its engine."""
+    """Seconds of what a placement does; `factors` of its engine.
+
+    hits: the share of reads of experts on the disk that some cache of popular ones in memory answers.
+    """
 
     weights: Weights
     machine: Machine
     placement: Placement
     factors: Factors
     quantization: str = "native"
+    hits: float = 0.0
 
     def step_parts(self, streams: float, context: float) -> dict[str, float]:
         """Seconds of one decoding step for `streams`, each with `context` tokens behind it, by what takes them."""
@@ -82,12 +102,13 @@ class Predictor:
             parts["layers"] = layers * f.host_layer_s
         if share := p.experts.get("vram", 0.0):
             parts["experts in VRAM"] = self._vram_s(experts * share, routed * share)
-        if share := p.experts.get("ram", 0.0):
+        missed = p.experts.get("disk", 0.0) * (1 - self.hits)
+        if share := p.experts.get("ram", 0.0) + p.experts.get("disk", 0.0) - missed:
             parts["experts in RAM"] = self._host_s(experts * share, routed * share)
             if p.rest_in == "vram":
                 parts["crossing"] = layers * f.host_layer_s
-        if (share := p.experts.get("disk", 0.0)) and m.disk is not None:
-            parts["experts on disk"] = experts * share / m.disk.bandwidth_bytes_s
+        if missed > 0 and m.disk is not None:
+            parts["experts on disk"] = experts * missed / m.disk.bandwidth_bytes_s
         return parts
 
     def step_seconds(self, streams: float, context: float) -> float:
@@ -117,12 +138,22 @@ class Predictor:
             parts["layers"] = config.num_hidden_layers * self._layer_s() + self._hops_s()
             parts["links"] = self._links_s(tokens)
         if on_host:
-            flops = 2 * tokens * routed * ram if p.rest_in == "vram" else 2 * tokens * active + attention
+            flops = (
+                2 * tokens * routed * ram
+                if p.rest_in == "vram"
+                else 2 * tokens * active + attention
+            )
             chunks = max(tokens / CHUNK, 1.0)
-            reads = chunks * self.weights.bytes_read(min(tokens, CHUNK)).get("experts", 0.0) * (ram or 1.0)
+            reads = (
+                chunks
+                * self.weights.bytes_read(min(tokens, CHUNK)).get("experts", 0.0)
+                * (ram or 1.0)
+            )
             parts["processor"] = self._host_s(reads, flops)
         if (share := p.experts.get("disk", 0.0)) and m.disk is not None:
-            parts["disk"] = max(tokens / CHUNK, 1.0) * p.expert_bytes * share / m.disk.bandwidth_bytes_s
+            parts["disk"] = (
+                max(tokens / CHUNK, 1.0) * p.expert_bytes * share / m.disk.bandwidth_bytes_s
+            )
         return parts
 
     def prefill_seconds(self, tokens: float) -> float:
@@ -136,7 +167,12 @@ class Predictor:
     def users_tok_s(self, each: float, prompt: float, answer: float) -> float:
         """Tokens of prompts and answers per second and accelerator when every user gets `each` a second."""
         streams = _largest(lambda n: self.serve_tok_s(n, prompt, answer) / n >= each)
-        return self.serve_tok_s(streams, prompt, answer) * (prompt + answer) / answer / self.machine.num_accelerators
+        return (
+            self.serve_tok_s(streams, prompt, answer)
+            * (prompt + answer)
+            / answer
+            / self.machine.num_accelerators
+        )
 
     @property
     def _one(self) -> Accelerator:
@@ -164,7 +200,11 @@ class Predictor:
 
     def _gpu_flops(self) -> float:
         """Of all that a long prompt keeps busy: pieces of it follow each other through the nodes."""
-        count = self.together if self.placement.engine.split == "pipeline" else self.machine.num_accelerators
+        count = (
+            self.together
+            if self.placement.engine.split == "pipeline"
+            else self.machine.num_accelerators
+        )
         return count * self._one.flops["bf16"] * _LOW_BITS.get(self.quantization, 1.0)
 
     def _layer_s(self) -> float:
