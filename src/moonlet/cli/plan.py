@@ -163,7 +163,7 @@ def _question(args: Namespace) -> "tuple[Question, tuple[str, ...]]":
         context,
         args.streams,
         args.cache,
-        args.prompt or min(PROMPT, context // 2),
+        args.prompt or min(PROMPT, max(context // 2, 1)),
         args.answer or min(ANSWER, context // 4),
         weights=weights,
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Protocol
 
 from moonlet.config import ModelConfig
@@ -26,6 +27,9 @@ class Speeds(Protocol):
     def prefill_parts(self, tokens: float) -> dict[str, float]: ...
 
 
+_stored = lru_cache(maxsize=64)(weights_as)  # each engine asks for the same few
+
+
 @dataclass(frozen=True)
 class Question:
     """What is to run where. context: tokens of each of `streams`. prompt, answer: of a usual request."""
@@ -43,7 +47,7 @@ class Question:
 
     def stored(self) -> Weights:
         """The files that are there, or what they would be. Raises ConfigError."""
-        return self.weights or weights_as(self.config, self.quantization)
+        return self.weights or _stored(self.config, self.quantization)
 
     def load(self) -> Load:
         """Raises ConfigError."""
