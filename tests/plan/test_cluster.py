@@ -11,6 +11,7 @@ from moonlet.plan.cluster import (
     simulate_pretraining,
     simulate_step,
     stage_run,
+    unpublished,
 )
 from moonlet.plan.describe import describe_machine
 from moonlet.plan.training import TrainingRun, k2_run
@@ -80,8 +81,12 @@ def test_a_long_sequence_is_shared_by_ranks() -> None:
 
 
 def test_assumptions_name_what_they_are_about() -> None:
-    said = " ".join(assumptions(k2_run(K2, 1024, virtual=3), Efficiency(compute=0.4)))
-    assert "1024 GPUs, 3 chunks" in said
-    assert "40% of the bf16 peak" in said
+    run = k2_run(K2, 1024, virtual=3)
+    assert "(here 1024)" in unpublished(run)
+    said = " ".join(assumptions(run, Efficiency(compute=0.4)))
+    assert "40% of the peak" in said
+    assert "of the 64 chunks" in said  # 2 * 15 + 2 * 16 run ahead, one more as K2 does, one at work
     shared = assumptions(stage_run(K25, STAGES["kimi-k2.5"][1], 2048), Efficiency())
-    assert "8 ranks share a sequence" in shared[-1]
+    assert any("8 ranks share a sequence" in sentence for sentence in shared)
+    alone = assumptions(TrainingRun(preset("nano")), Efficiency())
+    assert len(alone) == 1

@@ -124,6 +124,12 @@ def test_no_token_is_lost(
     assert 0 <= run.decode_busy <= 1 + 1e-9
 
 
+def test_a_rate_that_does_not_divide_comes_to_its_end() -> None:
+    """i / rate * rate may be a hair below i: found by chance, as a loop without end."""
+    for per_s in (0.1, 1 / 3, 49.0, 0.07):
+        assert simulate_serving(replace(K2, output=2), per_s, 200).prefill_tokens == 400_000
+
+
 def test_what_cannot_be_served_is_refused() -> None:
     with pytest.raises(ConfigError, match="holds no prompt of 20000"):
         replace(K2, prompt=20000)

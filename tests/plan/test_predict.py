@@ -6,8 +6,10 @@ from dataclasses import replace
 import pytest
 
 from moonlet.config import preset
+from moonlet.errors import ConfigError
 from moonlet.plan.answer import Question, answer
 from moonlet.plan.describe import describe_machine
+from moonlet.plan.drafts import Drafted, gained
 from moonlet.plan.engines import engine
 from moonlet.plan.placement import Load, Placement, place
 from moonlet.plan.predict import Factors, Predictor
@@ -97,3 +99,42 @@ def test_an_answer_adds_up() -> None:
     first = found.first_token_s
     assert first is not None
     assert math.isclose(first.value * found.prefill_tok_s.value, 2048)  # type: ignore[union-attr]
+
+
+def test_drafts() -> None:
+    """Three drafts, each accepted with 0.55: 1 + 0.55 + 0.3025 + 0.166 = 2.02 tokens a step."""
+    assert gained(3, 0.55) == pytest.approx(2.019, abs=0.001)
+    assert gained(0, 0.9) == gained(5, 0.0) == 1
+    assert gained(4, 1.0) == 5
+    for drafted, accepted in ((-1, 0.5), (65, 0.5), (3, 1.5), (3, math.nan)):
+        with pytest.raises(ConfigError, match="not from 0 to"):
+            gained(drafted, accepted)
+    predictor = on("vllm", gpu=["8xh200"])
+    with_drafts = Drafted(predictor, 3, 0.55).step_parts(2, 4000)
+    wide = predictor.step_parts(8, 1000)
+    assert with_drafts == {
+        name: pytest.approx(value / gained(3, 0.55)) for name, value in wide.items()
+    }
+    assert predictor.step_parts(8, 1000)["cache"] == pytest.approx(
+        predictor.step_parts(2, 4000)["cache"]
+    )
+
+
+def test_popular_experts_are_not_read_from_the_disk() -> None:
+    predictor = on("llama.cpp", "q4_k_m", gpu=["rtx4090"], ram_gb=256, nvme=5)
+    cold, warm = predictor.step_parts(1, 0), replace(predictor, hits=0.75).step_parts(1, 0)
+    assert warm["experts on disk"] == pytest.approx(cold["experts on disk"] / 4)
+    assert warm["experts in RAM"] > cold["experts in RAM"]
+    assert "experts on disk" not in replace(predictor, hits=1.0).step_parts(1, 0)
+
+
+def test_an_answer_takes_drafts_and_hits_into_account() -> None:
+    machine, _ = describe_machine(gpu=["rtx4090"], ram_gb=256, nvme=5)
+    question = Question(K25, "q4_k_m", machine, 32_768)
+    plain = answer(question, engine("llama.cpp")).each_tok_s
+    hits = answer(replace(question, hits=0.9), engine("llama.cpp")).each_tok_s
+    drafted = answer(replace(question, drafted=3, accepted=0.0), engine("llama.cpp")).each_tok_s
+    assert plain is not None
+    assert hits is not None
+    assert drafted is not None
+    assert drafted.value < plain.value < hits.value

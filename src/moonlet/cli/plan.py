@@ -59,7 +59,7 @@ def add_parser(commands: Any) -> None:
         "--check-claims",
         type=Path,
         metavar="FILE",
-        help="judge a table of claims (TOML) in place of planning",
+        help="judge a table of claims (TOML) in place of planning; k25 is what circulates about Kimi-K2.5",
     )
     add_json_flag(parser)
     parser.set_defaults(run=run)
@@ -102,6 +102,19 @@ def _add_load(parser: ArgumentParser) -> None:
         "--prompt", type=_whole, metavar="N", help=f"tokens of a usual prompt ({PROMPT})"
     )
     group.add_argument("--answer", type=_whole, metavar="N", help=f"and of an answer ({ANSWER})")
+
+    group.add_argument(
+        "--draft", type=_whole, metavar="N", help="tokens drafted for a step (speculative decoding)"
+    )
+    group.add_argument(
+        "--accepted",
+        type=_share,
+        default=0.6,
+        metavar="SHARE",
+        help="of drafts, each (%(default)s)",
+    )
+    group.add_argument("--expert-hits", type=_share, default=0.0, metavar="SHARE", help="of reads of experts on the drive that "
+                       "memory answers because they are popular (%(default)g)")  # fmt: skip
 
 
 def _add_money(parser: ArgumentParser) -> None:
@@ -151,6 +164,7 @@ def _question(args: Namespace) -> "tuple[Question, tuple[str, ...]]":
     """What is asked, and sentences on what was assumed for it. Raises what `planned` and hardware raise."""
     from moonlet.cli.plan_model import planned
     from moonlet.plan.answer import Question
+    from moonlet.plan.drafts import gained
 
     machine, notes = machine_of(args)
     weights = planned(args.model, args.quantization)
@@ -165,8 +179,12 @@ def _question(args: Namespace) -> "tuple[Question, tuple[str, ...]]":
         args.cache,
         args.prompt or min(PROMPT, max(context // 2, 1)),
         args.answer or min(ANSWER, context // 4),
+        drafted=args.draft or 0,
+        accepted=args.accepted,
+        hits=args.expert_hits,
         weights=weights,
     )
+    gained(question.drafted, args.accepted)  # raises where there are too many
     if question.prompt + question.answer > context:
         raise UsageError(
             f"a prompt of {question.prompt} and an answer of {question.answer} tokens do not fit into a context of {context}"

@@ -3,16 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Protocol
 
 from moonlet.config import ModelConfig
 from moonlet.errors import ConfigError
+from moonlet.plan.drafts import Drafted
 from moonlet.plan.engines import Engine, Tier
 from moonlet.plan.factors import all_factors
 from moonlet.plan.machine import Machine
 from moonlet.plan.memory import buffers_bytes, cache_bytes_per_token, vision_bytes
 from moonlet.plan.placement import Load, Placement, Refusal, place
-from moonlet.plan.predict import Predictor
+from moonlet.plan.predict import Predictor, Speeds
 from moonlet.plan.stored import weights_as
 from moonlet.plan.weights import Weights
 
@@ -20,19 +20,16 @@ CHUNK = 2048  # tokens of a prompt that are computed at once, for the size of bu
 CALIBRATED = 0.12  # one standard deviation of a speed's logarithm on a machine that was measured
 
 
-class Speeds(Protocol):
-    """What tells seconds: `Predictor`, or the measurements of this machine."""
-
-    def step_parts(self, streams: float, context: float) -> dict[str, float]: ...
-    def prefill_parts(self, tokens: float) -> dict[str, float]: ...
-
-
 _stored = lru_cache(maxsize=64)(weights_as)  # each engine asks for the same few
 
 
 @dataclass(frozen=True)
 class Question:
-    """What is to run where. context: tokens of each of `streams`. prompt, answer: of a usual request."""
+    """What is to run where. context: tokens of each of `streams`. prompt, answer: of a usual request.
+
+    drafted, accepted: of speculative decoding (drafts.py). hits: of reads of experts that lie on the disk, the
+    share that memory answers.
+    """
 
     config: ModelConfig
     quantization: str
@@ -43,6 +40,9 @@ class Question:
     prompt: int = 2048
     answer: int = 512
     patches: int = 0
+    drafted: int = 0
+    accepted: float = 0.0
+    hits: float = 0.0
     weights: Weights | None = None
 
     def stored(self) -> Weights:
@@ -125,8 +125,11 @@ def answer(question: Question, engine: Engine, measured: "Speeds | None" = None)
 def _timed(bare: Answer, placement: Placement, measured: "Speeds | None") -> Answer:
     question, machine = bare.question, bare.question.machine
     known = all_factors()[bare.engine.name]
-    predictor = Predictor(bare.weights, machine, placement, known.factors, question.quantization)
-    speeds: Speeds = measured or predictor
+    speeds: Speeds = measured or Predictor(
+        bare.weights, machine, placement, known.factors, question.quantization, question.hits
+    )
+    if question.drafted:
+        speeds = Drafted(speeds, question.drafted, question.accepted)
 
     def about(value: float, regime: str) -> Estimate:
         low, high = known.interval(regime, value) if measured is None else measured_interval(value)
