@@ -108,12 +108,12 @@ def _add_load(parser: ArgumentParser) -> None:
     )
     group.add_argument(
         "--accepted",
-        type=_number,
+        type=_share,
         default=0.6,
         metavar="SHARE",
         help="of drafts, each (%(default)s)",
     )
-    group.add_argument("--expert-hits", type=_number, default=0.0, metavar="SHARE", help="of reads of experts on the drive that "
+    group.add_argument("--expert-hits", type=_share, default=0.0, metavar="SHARE", help="of reads of experts on the drive that "
                        "memory answers because they are popular (%(default)g)")  # fmt: skip
 
 
@@ -177,15 +177,14 @@ def _question(args: Namespace) -> "tuple[Question, tuple[str, ...]]":
         context,
         args.streams,
         args.cache,
-        args.prompt or min(PROMPT, context // 2),
+        args.prompt or min(PROMPT, max(context // 2, 1)),
         args.answer or min(ANSWER, context // 4),
         drafted=args.draft or 0,
         accepted=args.accepted,
         hits=args.expert_hits,
         weights=weights,
     )
-    if args.expert_hits > 1 or gained(question.drafted, args.accepted) < 1:
-        raise UsageError(f"--expert-hits is a share from 0 to 1, not {args.expert_hits:g}")
+    gained(question.drafted, args.accepted)  # raises where there are too many
     if question.prompt + question.answer > context:
         raise UsageError(
             f"a prompt of {question.prompt} and an answer of {question.answer} tokens do not fit into a context of {context}"

@@ -58,6 +58,9 @@ def document(
             "prompt": question.prompt,
             "answer": question.answer,
             "cache": question.cache,
+            "drafted": question.drafted,
+            "accepted": question.accepted,
+            "expert_hits": question.hits,
         },
         "sizes": {
             "stored_as": weights.label,

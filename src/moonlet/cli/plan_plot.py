@@ -25,6 +25,7 @@ POINTS = 33  # of a curve
 _PARTS = {  # of memory, and how each is filled
     "routed experts": "#4477aa",
     "other weights": "#66ccee",
+    "copies of weights": "#aa3377",
     "cache": "#ccbb44",
     "buffers": "#bbbbbb",
 }

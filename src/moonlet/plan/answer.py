@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 from moonlet.config import ModelConfig
 from moonlet.errors import ConfigError
@@ -17,6 +18,9 @@ from moonlet.plan.weights import Weights
 
 CHUNK = 2048  # tokens of a prompt that are computed at once, for the size of buffers
 CALIBRATED = 0.12  # one standard deviation of a speed's logarithm on a machine that was measured
+
+
+_stored = lru_cache(maxsize=64)(weights_as)  # each engine asks for the same few
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class Question:
 
     def stored(self) -> Weights:
         """The files that are there, or what they would be. Raises ConfigError."""
-        return self.weights or weights_as(self.config, self.quantization)
+        return self.weights or _stored(self.config, self.quantization)
 
     def load(self) -> Load:
         """Raises ConfigError."""
