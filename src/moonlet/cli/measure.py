@@ -31,9 +31,9 @@ from moonlet.quant.types import TYPES
 if TYPE_CHECKING:
     from moonlet.model import Model
 
-# Three layers of Moonlight with a small vocabulary: 1 GB, of which a step reads more than caches hold.
+# Five layers of Moonlight with a small vocabulary: 1.5 GB, or a large cache would hold what every step reads.
 LIKE_MOONLIGHT = replace(
-    preset("moonlight-16b-a3b"), num_hidden_layers=3, vocab_size=8192, bos_token_id=None, eos_token_ids=(),
+    preset("moonlight-16b-a3b"), num_hidden_layers=5, vocab_size=8192, bos_token_id=None, eos_token_ids=(),
 )  # fmt: skip
 # So small that little but what is fixed takes time.
 SMALL = replace(

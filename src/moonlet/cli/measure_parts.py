@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -36,15 +37,18 @@ _CHUNK = 8 << 20
 
 
 def timed(run: Callable[[], Any], budget_s: float = BUDGET_S) -> float:
-    """Seconds of a run."""
-    return timed_in_turn([run], budget_s)[0]
+    """Seconds of a run: the best but for the first quarter, as what disturbs one only ever makes it slower."""
+    times = in_turn([run], budget_s)[0]
+    return sorted(times)[len(times) // 4]
 
 
 def timed_in_turn(runs: Sequence[Callable[[], Any]], budget_s: float) -> list[float]:
-    """Seconds of each, run one after the other again and again, after one round that nobody counts.
+    """Seconds of each, medians as in `moonlet bench`, which takes its cases in turn as well."""
+    return [median(times) for times in in_turn(runs, budget_s)]
 
-    Of a run's times the best but for the first quarter: what disturbs a run only ever makes it slower.
-    """
+
+def in_turn(runs: Sequence[Callable[[], Any]], budget_s: float) -> list[list[float]]:
+    """Seconds of each, run one after the other again and again, after one round that nobody counts."""
     for run in runs:
         run()
     found: list[list[float]] = [[] for _ in runs]
@@ -55,7 +59,7 @@ def timed_in_turn(runs: Sequence[Callable[[], Any]], budget_s: float) -> list[fl
             run()
             times.append(time.perf_counter() - start)
         rounds += 1
-    return [sorted(times)[len(times) // 4] for times in found]
+    return found
 
 
 def kernel_types() -> dict[str, list[str]]:
