@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from moonlet import kernels
-from moonlet.cli import measure, measure_parts
-from moonlet.cli.measure_models import Pool, float_slice, packed_slice
+from moonlet.cli import measure, measure_disk
 from moonlet.config import preset
+from moonlet.model import operations
 from moonlet.model.profile import is_packed, stored_bytes
+from moonlet.model.slices import Pool, float_slice, packed_slice
 from moonlet.plan.calibration import fingerprint, load_calibration
 from moonlet.plan.detect import detect_machine
 from moonlet.plan.local import decode_seconds, prefill_seconds
@@ -30,8 +31,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(measure, "LENGTHS", (16, 32))
     monkeypatch.setattr(measure, "IN_TURN_S", 0.0)
     for name, value in (("TOKENS", (1, 4)), ("MATRIX_BYTES", 1 << 16), ("BUDGET_S", 0.0), ("LEAST", 1),
-                        ("COLUMNS", 256), ("HEADS", (4, 16)), ("PROMPT", 32), ("DISK_BYTES", 1 << 26)):  # fmt: skip
-        monkeypatch.setattr(measure_parts, name, value)
+                        ("COLUMNS", 256), ("HEADS", (4, 16)), ("PROMPT", 32)):  # fmt: skip
+        monkeypatch.setattr(operations, name, value)
+    monkeypatch.setattr(measure_disk, "DISK_BYTES", 1 << 26)
     return iter(())
 
 
@@ -63,7 +65,7 @@ def test_a_form_knows_what_it_builds() -> None:
 
 
 def test_types_with_the_same_panels_are_measured_once() -> None:
-    types = measure_parts.kernel_types()
+    types = operations.kernel_types()
     assert "IQ3_S" in types["IQ2_XXS"]
     assert types["TQ1_0"] == ["TQ1_0", "TQ2_0"]
     assert types["INT4"] == ["INT4"]
@@ -112,8 +114,8 @@ def test_an_interrupted_measurement_leaves_no_file(
 def test_the_drive_is_read_and_left_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(measure_parts, "DISK_BYTES", 1 << 26)
-    rate = measure_parts.disk_rate(tmp_path)
+    monkeypatch.setattr(measure_disk, "DISK_BYTES", 1 << 26)
+    rate = measure_disk.disk_rate(tmp_path)
     assert rate is None or rate > 1e6
     assert list(tmp_path.iterdir()) == []
-    assert measure_parts.disk_rate(tmp_path / "absent") is None
+    assert measure_disk.disk_rate(tmp_path / "absent") is None

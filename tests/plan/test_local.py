@@ -55,6 +55,17 @@ def test_matrices_cost_by_the_tokens_they_meet() -> None:
     assert prefill_seconds(model, calibration, 2) == pytest.approx((two - HEAD) * 1e-9)
 
 
+def test_more_tokens_ask_more_experts() -> None:
+    """Where a weight costs the same for one token and for ten, two tokens read 3.5 experts in place of 2."""
+    model = weights(TINY, "Q4_0")
+    stored = dict(model.stored) | {part: {"F32": 1.0} for part in ("router",)}
+    calibration = measured(matrix={"Q4_0": ((1.0, 1e-9),), "F32": ((1.0, 0.0),)})
+    one, two = (
+        decode_seconds(replace(model, stored=stored), calibration, 0, batch) for batch in (1, 2)
+    )
+    assert two - one == pytest.approx(EXPERTS * 1.5 / 8 * 1e-9)
+
+
 def test_attention_of_a_decoded_token_reads_and_that_of_a_prompt_multiplies() -> None:
     model = weights(TINY, "Q4_0")
     calibration = measured(attend=((2.0, 1e-9), (6.0, 5e-9)), score=1e-9)

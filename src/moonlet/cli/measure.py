@@ -1,6 +1,6 @@
 """`moonlet plan --measure`: how fast this machine is, by the engine's own kernels, in about two minutes.
 
-First single operations (`measure_parts`). Then small models, run by the code that serves and that `moonlet bench`
+First single operations (`moonlet.model.operations`). Then small models, run by the code that serves and that `moonlet bench`
 times: what they take beyond their operations is the fixed cost of a step and of a layer, and what more tokens
 add to it. So a prediction for these models is what was measured, and one for others differs by their operations.
 """
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moonlet import __version__
+from moonlet.cli.measure_disk import disk_rate
 from moonlet.config import ModelConfig, preset
 from moonlet.config.sizes import model_sizes
 from moonlet.plan.calibration import (
@@ -83,7 +84,6 @@ def measure(folder: Path, tell: Tell) -> Calibration:
     `tell` hears what comes next, `num_steps()` times.
     """
     from moonlet import kernels
-    from moonlet.cli import measure_parts as parts
     from moonlet.kernels.limits import Bandwidth, arithmetic
 
     tell("memory and arithmetic")
@@ -105,19 +105,19 @@ def measure(folder: Path, tell: Tell) -> Calibration:
     calibration = _with_packed_models(calibration, tell)
     calibration = _with_float_models(calibration, tell)
     tell("the drive")
-    return replace(calibration, disk_bytes_s=parts.disk_rate(folder))
+    return replace(calibration, disk_bytes_s=disk_rate(folder))
 
 
 def num_steps() -> int:
     """How often `measure` tells what comes."""
-    from moonlet.cli.measure_parts import kernel_types
+    from moonlet.model.operations import kernel_types
 
     return len(kernel_types()) + 9
 
 
 def _packed_operations(tell: Tell) -> Costs:
-    from moonlet.cli import measure_parts as parts
-    from moonlet.cli.measure_models import Pool
+    from moonlet.model import operations as parts
+    from moonlet.model.slices import Pool
 
     pool, matrix = Pool(), {}
     for first, kinds in parts.kernel_types().items():
@@ -130,7 +130,7 @@ def _packed_operations(tell: Tell) -> Costs:
 def _torch_operations(tell: Tell) -> Costs:
     import torch
 
-    from moonlet.cli import measure_parts as parts
+    from moonlet.model import operations as parts
 
     types = {"F32": torch.float32, "BF16": torch.bfloat16}
     tell("matrices in torch")
@@ -146,7 +146,7 @@ def _bare(matrix: Mapping, experts: Mapping, attend: tuple, score: float) -> Cos
 
 
 def _with_packed_models(calibration: Calibration, tell: Tell) -> Calibration:
-    from moonlet.cli.measure_models import Pool, packed_slice
+    from moonlet.model.slices import Pool, packed_slice
 
     pool, kind, rest = Pool(), "Q4_0", "Q8_0"
     form = Form(
@@ -168,7 +168,7 @@ def _with_packed_models(calibration: Calibration, tell: Tell) -> Calibration:
 
 
 def _with_float_models(calibration: Calibration, tell: Tell) -> Calibration:
-    from moonlet.cli.measure_models import float_slice
+    from moonlet.model.slices import float_slice
 
     tell("steps of small models in torch")
     form = Form(float_slice, "F32", {})
@@ -185,7 +185,7 @@ def _with_float_models(calibration: Calibration, tell: Tell) -> Calibration:
 
 def _fixed(calibration: Calibration, costs: Costs, config: ModelConfig, form: Form) -> Costs:
     """`costs` with the seconds of a step and its layers beyond their operations: three unknowns, three models."""
-    from moonlet.cli.measure_parts import timed_in_turn
+    from moonlet.model.operations import timed_in_turn
     from moonlet.model.speed import Decode
 
     cuts = [replace(config, num_hidden_layers=d + m, first_k_dense_replace=d) for d, m in DEPTHS]
@@ -206,7 +206,7 @@ def _fixed(calibration: Calibration, costs: Costs, config: ModelConfig, form: Fo
 
 def _grown(config: ModelConfig, form: Form) -> Iterator[tuple[float, float, Expected]]:
     """Steps of more and more tokens: how many, the seconds that they take, and what a calibration expects."""
-    from moonlet.cli.measure_parts import timed_in_turn
+    from moonlet.model.operations import timed_in_turn
     from moonlet.model.speed import Decode, Prefill
 
     model, weights = form.build(config), form.weights(config)

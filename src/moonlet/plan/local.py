@@ -11,22 +11,17 @@ multiplies: pairs of positions * heads * numbers * score. Experts are chosen eve
 """
 
 from collections.abc import Mapping
+from functools import cache
 
 from moonlet.config import ModelConfig
 from moonlet.config.sizes import model_sizes
 from moonlet.config.tensors import Part
 from moonlet.plan.calibration import Calibration, Costs, Curve, at
 from moonlet.plan.weights import Weights
-from moonlet.quant.types import TYPES
 
 FLOATS = {"BFLOAT16": "BF16", "FLOAT16": "F16", "FLOAT32": "F32", "BF16": "BF16", "F16": "F16", "F32": "F32"}  # fmt: skip
 SMALL_BYTES = 10**9  # a float model below this computes in float32, as the engine does
 _LAYERED: tuple[Part, ...] = ("attention", "dense", "router", "shared_experts")
-_BITS = {kind.name: kind.bits_per_value for kind in TYPES.values()} | {
-    "INT4": 4.5,
-    "FP8": 8.0,
-    "NVFP4": 4.5,
-}
 
 
 def decode_seconds(
@@ -116,7 +111,7 @@ def _pairs(new: int, depth: float) -> float:
 
 def _types(weights: Weights, packed: bool) -> dict[Part, dict[str, float]]:
     """By part, the types that it computes with and which share of its weights has each."""
-    sizes = model_sizes(weights.config)
+    sizes, bits = model_sizes(weights.config), _bits()
     small = 4 * sizes.parameters(*sizes.parts) < SMALL_BYTES
     found: dict[Part, dict[str, float]] = {}
     for part, by_type in weights.stored.items():
@@ -124,9 +119,9 @@ def _types(weights: Weights, packed: bool) -> dict[Part, dict[str, float]]:
         numbers: dict[str, float] = {}
         for stored, num_bytes in by_type.items():
             kind = FLOATS.get(stored.upper(), stored.upper())
-            count = num_bytes / (_BITS.get(kind) or average or 1)
-            if kind not in _BITS:  # known by its size alone
-                kind = min(_BITS, key=lambda name: abs(_BITS[name] - average))
+            count = num_bytes / (bits.get(kind) or average or 1)
+            if kind not in bits:  # known by its size alone
+                kind = min(bits, key=lambda name: abs(bits[name] - average))
             if packed and part != "router" and kind in ("F32", "F16", "BF16", "FP8"):
                 kind = "Q8_0"
             elif small and not packed:
@@ -146,4 +141,14 @@ def _per_weight(curves: Mapping[str, Curve], types: Mapping[str, float], tokens:
 
 
 def _distance(known: str, kind: str) -> float:
-    return 0.0 if known == kind else 1e-3 + abs(_BITS.get(known, 1e3) - _BITS[kind])
+    bits = _bits()
+    return 0.0 if known == kind else 1e-3 + abs(bits.get(known, 1e3) - bits[kind])
+
+
+@cache
+def _bits() -> dict[str, float]:
+    """By type, the bits that a weight takes, its share of the scales included."""
+    from moonlet.quant.types import TYPES  # with numpy, which not every answer needs
+
+    found = {kind.name: kind.bits_per_value for kind in TYPES.values()}
+    return found | {"INT4": 4.5, "FP8": 8.0, "NVFP4": 4.5}

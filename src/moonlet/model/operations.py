@@ -1,14 +1,10 @@
-"""How long single operations take here: matrices of every type, attention, reading the drive.
+"""How long single operations take here: matrices of every type, and attention.
 
 Times are those of all threads together.
 """
 
-import os
-import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -17,10 +13,10 @@ import torch
 import torch.nn.functional as F
 
 from moonlet import kernels
-from moonlet.cli.measure_models import Pool
 from moonlet.kernels.limits import available_bytes
 from moonlet.model.attention import attend
 from moonlet.model.moe import grouped_linear
+from moonlet.model.slices import Pool
 from moonlet.plan.calibration import Curve
 from moonlet.quant.types import TYPES
 
@@ -31,9 +27,6 @@ HEADS = (4, 16, 64, 128)
 DEPTH, PROMPT, LATENT, VALUES = 2048, 768, 576, 512
 BUDGET_S = 0.1  # for one timing
 LEAST, MOST = 3, 20  # runs of it
-DISK_BYTES = 1 << 30
-DISK_S = 8.0
-_CHUNK = 8 << 20
 
 
 def timed(run: Callable[[], Any], budget_s: float = BUDGET_S) -> float:
@@ -166,27 +159,3 @@ def torch_prefill_attention(heads: int = 4, width: int = 64) -> float:
     with torch.inference_mode():
         seconds = timed(lambda: attend(q, k, v, None, 0.1))
     return seconds / (PROMPT * (PROMPT + 1) / 2 * heads * 2 * width)
-
-
-def disk_rate(folder: Path) -> float | None:
-    """Bytes per second of reading what the system does not hold in memory; None where that cannot be had.
-
-    Writes 1 GiB, or less where little is free, which goes away whatever happens.
-    """
-    with suppress(OSError), tempfile.TemporaryFile(dir=folder) as file:
-        status = os.fstatvfs(file.fileno())
-        size = min(DISK_BYTES, status.f_bavail * status.f_frsize // 8) // _CHUNK * _CHUNK
-        if size < 8 * _CHUNK or not hasattr(os, "posix_fadvise"):
-            return None
-        piece, start = os.urandom(_CHUNK), time.perf_counter()
-        while file.tell() < size and time.perf_counter() - start < DISK_S:
-            file.write(piece)
-        size = file.tell()
-        os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        file.seek(0)
-        room, done, start = memoryview(bytearray(_CHUNK)), 0, time.perf_counter()
-        while done < size and time.perf_counter() - start < DISK_S:
-            done += file.raw.readinto(room)  # type: ignore[union-attr]
-        return done / (time.perf_counter() - start)
-    return None
