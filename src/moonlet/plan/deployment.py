@@ -137,9 +137,12 @@ def _nominal(claim: DeploymentClaim, machine: Machine, weights: Weights, have: f
         f"{gb(weights.total_bytes)}: {gb(abs(left))} {'remain' if left >= 0 else 'are missing'} before an engine "
         "takes its share."
     )
-    if "ram" in claim.named or _is_unified(machine):
-        return [first]
-    return [first, "The claim names no memory of the host, so that does not count."]
+    said = [first]
+    if "ram" not in claim.named and not _is_unified(machine):
+        said.append("The claim names no memory of the host, so that does not count.")
+    if machine.disk is not None:
+        said.append(f"Experts may stay on the drive, where {gb(machine.disk.free_bytes)} are free.")
+    return said
 
 
 def _told(found: Placement | Refusal, machine: Machine) -> str:
@@ -271,6 +274,8 @@ def _meets(claimed: Range, predicted: Range, met: Sequence[bool]) -> tuple[Verdi
         return "does not hold", f"{text} is below all that is predicted, {low:.2g} to {high:.2g}."
     if claimed[0] > high:
         return "does not hold", f"{text} is above all that is predicted, {low:.2g} to {high:.2g}."
+    if len(met) == 1:
+        return "does not hold", f"{text} is between what the engines would give."
     return (
         "cannot be judged",
         f"{text} is reached with some memory and not with other: its bandwidth is missing.",
