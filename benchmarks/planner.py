@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from moonlet.plan.factors import PATH, all_factors
-from moonlet.plan.measured import Figure, Row, rows
+from moonlet.plan.measured import Row, rows
 from moonlet.plan.predict import FACTOR_NAMES, Factors
 
 TRUST = {"H": 1.0, "M": 0.7, "L": 0.3}
@@ -234,18 +234,22 @@ def table(report: dict[str, Any]) -> str:
     lines = [
         "| row | engine | figure | measured | predicted | interval | error | |",
         "| ---: | --- | --- | ---: | ---: | ---: | ---: | --- |",
+        *map(_line, report["figures"]),
     ]
-    for one in report["figures"]:
-        lines.append(
-            f"| {one['row']} | {one['engine']} | {one['figure']} | {one['measured']:,.1f} | {one['predicted']:,.1f} | "
-            f"{one['low']:,.1f} to {one['high']:,.1f} | {one['error']:.0%} | "
-            f"{'held out' if one['held_out'] else ''}{'' if one['inside'] else ', outside'} |"
-        )
     held = report["held_out"]
     lines += ["", f"Held out: {held['rows']} rows with {held['figures']} figures; median error "
               f"{held['median_error_of_figures']:.0%} of the figures, {held['median_error_of_rows']:.0%} of the rows; inside "
               f"the interval {held['figures_inside']} figures, {held['rows_inside']} rows."]  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+def _line(one: dict[str, Any]) -> str:
+    cells = [
+        str(one["row"]), one["engine"], one["figure"], f"{one['measured']:,.1f}", f"{one['predicted']:,.1f}",
+        f"{one['low']:,.1f} to {one['high']:,.1f}", f"{one['error']:.0%}",
+        ("held out" if one["held_out"] else "") + ("" if one["inside"] else ", outside"),
+    ]  # fmt: skip
+    return f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":

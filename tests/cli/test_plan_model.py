@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from moonlet import nano
-from moonlet.checkpoint import GgufCheckpoint, remote
+from moonlet.checkpoint import GgufCheckpoint, hub, remote
 from moonlet.checkpoint.convert import Conversion, to_gguf
 from moonlet.checkpoint.parts import Wish
 from moonlet.cli.console import UsageError
@@ -86,6 +86,15 @@ def test_a_repository(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
     names = [("org/name", None), ("org/name", None), ("org/name", "q8_0"), ("org/gguf", "q8_0")]
     assert asked == names
     assert "reading the headers of org/name" in capsys.readouterr().err
+
+
+def test_a_repository_without_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = preset("kimi-k2")
+    (tmp_path / "config.json").write_text(json.dumps(to_hf(config)))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(hub, "fetch_config", lambda repository: tmp_path / "config.json")
+    assert planned("org/name").stored == weights_as(config).stored
+    assert planned("org/name", "q8_0").stored == weights_as(config, "q8_0").stored
 
 
 def test_what_is_none(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Pretraining played at paper scale: it agrees with the closed formula, and says what it assumes."""
 
+from dataclasses import replace
+
 import pytest
 
 from moonlet.config import preset
@@ -11,6 +13,7 @@ from moonlet.plan.cluster import (
     simulate_pretraining,
     simulate_step,
     stage_run,
+    unpublished,
 )
 from moonlet.plan.describe import describe_machine
 from moonlet.plan.training import TrainingRun, k2_run
@@ -53,6 +56,15 @@ def test_hidden_exchange_is_faster_than_exposed() -> None:
     assert exposed.exchange_share < 0.1 < hidden.exchange_share
 
 
+def test_a_slow_way_to_the_host_holds_computation_up() -> None:
+    slow = replace(H800S.accelerators[0], pcie_bytes_s=4e9)
+    machine = replace(H800S, accelerators=(slow,) * 8)
+    step, usual = (simulate_step(k2_run(K2), one) for one in (machine, H800S))
+    assert usual.formula.parts["offload"] == 0
+    assert step.seconds > 1.5 * usual.seconds
+    assert step.seconds == pytest.approx(step.formula.seconds, rel=0.1)
+
+
 def test_stages_have_the_published_tokens() -> None:
     """arXiv 2507.20534, section 2.5: 15.5 T, 400 B and 60 B; arXiv 2602.02276, table 3: 15 T, 500 to 200 B."""
     assert [stage.tokens for stage in STAGES["kimi-k2"]] == [15.5e12, 400e9, 60e9]
@@ -80,8 +92,12 @@ def test_a_long_sequence_is_shared_by_ranks() -> None:
 
 
 def test_assumptions_name_what_they_are_about() -> None:
-    said = " ".join(assumptions(k2_run(K2, 1024, virtual=3), Efficiency(compute=0.4)))
-    assert "1024 GPUs, 3 chunks" in said
-    assert "40% of the bf16 peak" in said
+    run = k2_run(K2, 1024, virtual=3)
+    assert "(here 1024)" in unpublished(run)
+    said = " ".join(assumptions(run, Efficiency(compute=0.4)))
+    assert "40% of the peak" in said
+    assert "of the 64 chunks" in said  # 2 * 15 + 2 * 16 run ahead, one more as K2 does, one at work
     shared = assumptions(stage_run(K25, STAGES["kimi-k2.5"][1], 2048), Efficiency())
-    assert "8 ranks share a sequence" in shared[-1]
+    assert any("8 ranks share a sequence" in sentence for sentence in shared)
+    alone = assumptions(TrainingRun(preset("nano")), Efficiency())
+    assert len(alone) == 1

@@ -25,7 +25,7 @@ DENSE, SHARED, ROUTER, HEAD, EXPERTS = (
     512 * 64,
     8 * 3 * 64 * 32,
 )
-NOTHING = Costs({}, {}, ((1.0, 0.0),), 0.0, 0.0, 0.0, 0.0, ((1.0, 0.0),))
+NOTHING = Costs({}, {}, ((1.0, 0.0),), 0.0, 0.0, 0.0, 0.0, ((1.0, 0.0),), ((1.0, 1.0),))
 
 
 def weights(config: ModelConfig, kind: str, router: str = "F32") -> Weights:
@@ -81,6 +81,20 @@ def test_what_is_fixed_and_what_grows() -> None:
     )
     assert decode_seconds(model, calibration, 0) == pytest.approx(111)
     assert prefill_seconds(model, calibration, 2) == pytest.approx(111 + 2 * 64 * 1.0)
+
+
+def test_a_whole_model_takes_more_than_its_products() -> None:
+    """A fifth more for one token, a half for three and for all that are longer; attention as it is."""
+    model = weights(TINY, "Q4_0")
+    curves = {"Q4_0": ((1.0, 0.0),), "F32": ((1.0, 1e-9),)}  # so only the router costs
+    calibration = measured(
+        matrix=curves, attend=((1.0, 1e-9),), step=1.0, whole=((1.0, 1.2), (3.0, 1.5))
+    )
+    attention = 2 * 101 * 40e-9
+    assert decode_seconds(model, calibration, 100) == pytest.approx(
+        1 + attention + 1.2 * ROUTER * 1e-9
+    )
+    assert prefill_seconds(model, calibration, 9) == pytest.approx(1 + 1.5 * ROUTER * 1e-9)
 
 
 def test_floats_beside_quantized_weights_become_eight_bits() -> None:

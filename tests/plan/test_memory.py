@@ -1,7 +1,10 @@
 """Cache and buffers, against hand arithmetic, published figures, and what a forward pass in torch holds."""
 
+import subprocess
+import sys
 import weakref
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +19,7 @@ from moonlet.plan.memory import (
     buffers_bytes,
     cache_alternatives,
     cache_bytes_per_token,
+    moonlet_buffers_bytes,
     vision_bytes,
 )
 
@@ -139,3 +143,38 @@ def test_a_forward_pass_in_torch_holds_about_as_much() -> None:
     held = most_alive(lambda: model.logits(model.hidden(ids)[:, -1:]))
     planned = buffers_bytes(config, 512, 0, "fp32")
     assert planned < held < 2 * planned
+
+
+MEASURE = """
+import re, sys, torch
+from pathlib import Path
+from moonlet.model import load_packed
+model, tokens = load_packed(Path(sys.argv[1])), int(sys.argv[2])
+def bytes_of(name):
+    return 1024 * int(re.search(name + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+cache = model.new_cache(1, tokens)
+cache.rows.fill_(0)
+model.hidden(torch.ones(1, 8, dtype=torch.long))
+before = bytes_of("VmRSS")
+with torch.inference_mode():
+    model.hidden(torch.randint(0, 99, (1, tokens)), cache=cache)
+print(bytes_of("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
+def test_the_kernels_take_what_is_planned(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from moonlet.checkpoint import save_checkpoint
+    from tests.checkpoint.tiny import random_tensors
+
+    config = replace(
+        MOONLIGHT, hidden_size=1024, intermediate_size=2048, moe_intermediate_size=512, n_routed_experts=8,
+        num_hidden_layers=2, vocab_size=256, bos_token_id=None, eos_token_ids=(),
+    )  # fmt: skip
+    save_checkpoint(tmp_path / "m", config, random_tensors(config, torch.bfloat16), quantize="int4")
+    argv = [sys.executable, "-c", MEASURE, str(tmp_path / "m"), "2048"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    planned = moonlet_buffers_bytes(config, 2048)
+    assert int(done.stdout) == pytest.approx(planned, rel=0.2)

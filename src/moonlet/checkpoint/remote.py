@@ -148,10 +148,6 @@ class _Remote:
         self.repository = repository
         self._endpoint = (endpoint or constants.ENDPOINT).rstrip("/")
         self._token, self._held = get_token(), 0
-        if constants.HF_HUB_OFFLINE and endpoint is None:
-            raise CheckpointError(
-                f"cannot look at {repository}: HF_HUB_OFFLINE forbids to use the network"
-            )
 
     def files(self) -> list[str]:
         """Names of all files."""

@@ -1,12 +1,12 @@
 """How long single operations take here: matrices of every type, attention, reading the drive.
 
-Times are medians of a few runs on all threads, seconds unless they say otherwise.
+Times are those of all threads together.
 """
 
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from statistics import median
@@ -30,21 +30,36 @@ COLUMNS = 2048
 HEADS = (4, 16, 64, 128)
 DEPTH, PROMPT, LATENT, VALUES = 2048, 768, 576, 512
 BUDGET_S = 0.1  # for one timing
-LEAST, MOST = 3, 15  # runs of it
+LEAST, MOST = 3, 20  # runs of it
 DISK_BYTES = 1 << 30
 DISK_S = 8.0
 _CHUNK = 8 << 20
 
 
 def timed(run: Callable[[], Any], budget_s: float = BUDGET_S) -> float:
-    """Median seconds of some runs, after one that nobody counts."""
-    run()
-    found: list[float] = []
-    while len(found) < LEAST or (sum(found) < budget_s and len(found) < MOST):
-        start = time.perf_counter()
+    """Seconds of a run: the best but for the first quarter, as what disturbs one only ever makes it slower."""
+    times = in_turn([run], budget_s)[0]
+    return sorted(times)[len(times) // 4]
+
+
+def timed_in_turn(runs: Sequence[Callable[[], Any]], budget_s: float) -> list[float]:
+    """Seconds of each, medians as in `moonlet bench`, which takes its cases in turn as well."""
+    return [median(times) for times in in_turn(runs, budget_s)]
+
+
+def in_turn(runs: Sequence[Callable[[], Any]], budget_s: float) -> list[list[float]]:
+    """Seconds of each, run one after the other again and again, after one round that nobody counts."""
+    for run in runs:
         run()
-        found.append(time.perf_counter() - start)
-    return median(found)
+    found: list[list[float]] = [[] for _ in runs]
+    end, rounds = time.perf_counter() + budget_s, 0
+    while rounds < LEAST or (time.perf_counter() < end and rounds < MOST):
+        for run, times in zip(runs, found, strict=True):
+            start = time.perf_counter()
+            run()
+            times.append(time.perf_counter() - start)
+        rounds += 1
+    return found
 
 
 def kernel_types() -> dict[str, list[str]]:
@@ -74,7 +89,7 @@ def _product(matrix: kernels.Matrix, tokens: int) -> Callable[[], Any]:
 
 def decode_attention() -> Curve:
     """Seconds per visible position and cached number, over heads; every layer has a cache of its own."""
-    layers = 24
+    layers = max(1, min(MATRIX_BYTES, available_bytes() // 16) // (2 * DEPTH * LATENT))
     pages = np.zeros((layers, 1, DEPTH, LATENT), np.uint16)
     pages[:] = (
         np.random.default_rng(0).standard_normal(LATENT).astype(np.float32).view(np.uint32) >> 16

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moonlet.cli.console import UsageError, add_json_flag, print_json
+from moonlet.cli.models import describe
+from moonlet.cli.plan_train import add_training_options, run_training
 
 if TYPE_CHECKING:
     from moonlet.plan.answer import Answer, Question
@@ -50,6 +52,7 @@ def add_parser(commands: Any) -> None:
     _add_hardware(parser)
     _add_load(parser)
     _add_money(parser)
+    add_training_options(parser)
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw memory, speed over context and cost over use, as .svg, "
                         ".png or .pdf (needs moonlet[plot])")  # fmt: skip
     parser.add_argument(
@@ -103,6 +106,19 @@ def _add_load(parser: ArgumentParser) -> None:
     )
     group.add_argument("--answer", type=_whole, metavar="N", help=f"and of an answer ({ANSWER})")
 
+    group.add_argument(
+        "--draft", type=_whole, metavar="N", help="tokens drafted for a step (speculative decoding)"
+    )
+    group.add_argument(
+        "--accepted",
+        type=_share,
+        default=0.6,
+        metavar="SHARE",
+        help="of drafts, each (%(default)s)",
+    )
+    group.add_argument("--expert-hits", type=_share, default=0.0, metavar="SHARE", help="of reads of experts on the drive that "
+                       "memory answers because they are popular (%(default)g)")  # fmt: skip
+
 
 def _add_money(parser: ArgumentParser) -> None:
     group = parser.add_argument_group(
@@ -116,7 +132,7 @@ def _add_money(parser: ArgumentParser) -> None:
     group.add_argument("--watts", type=_positive, metavar="W", help="of the hardware under load")
     group.add_argument("--prices", type=Path, metavar="FILE", help="prices of APIs, in TOML")
     group.add_argument(
-        "--cached", type=_number, metavar="SHARE", help="of prompts that a cache holds, 0 to 1"
+        "--cached", type=_share, metavar="SHARE", help="of prompts that a cache holds, 0 to 1"
     )
 
 
@@ -129,6 +145,8 @@ def run(args: Namespace) -> int:
         from moonlet.cli.measure import measure
 
         measure()
+    if args.train is not None:
+        return _train(args)
     from moonlet.cli.plan_document import document
 
     question, notes = _question(args)
@@ -147,10 +165,17 @@ def run(args: Namespace) -> int:
     return 0 if any(answer.fits for answer in answers) else 1
 
 
+def _train(args: Namespace) -> int:
+    machine, notes = machine_of(args)
+    found = run_training(args, describe(args.model).config, machine, notes)
+    return 0 if found.get("fits", True) else 1
+
+
 def _question(args: Namespace) -> "tuple[Question, tuple[str, ...]]":
     """What is asked, and sentences on what was assumed for it. Raises what `planned` and hardware raise."""
     from moonlet.cli.plan_model import planned
     from moonlet.plan.answer import Question
+    from moonlet.plan.drafts import gained
 
     machine, notes = machine_of(args)
     weights = planned(args.model, args.quantization)
@@ -163,10 +188,14 @@ def _question(args: Namespace) -> "tuple[Question, tuple[str, ...]]":
         context,
         args.streams,
         args.cache,
-        args.prompt or min(PROMPT, context // 2),
+        args.prompt or min(PROMPT, max(context // 2, 1)),
         args.answer or min(ANSWER, context // 4),
+        drafted=args.draft or 0,
+        accepted=args.accepted,
+        hits=args.expert_hits,
         weights=weights,
     )
+    gained(question.drafted, args.accepted)  # raises where there are too many
     if question.prompt + question.answer > context:
         raise UsageError(
             f"a prompt of {question.prompt} and an answer of {question.answer} tokens do not fit into a context of {context}"
@@ -226,6 +255,12 @@ def _number(text: str) -> float:
     if 0 <= value <= 1e12:
         return value
     raise ArgumentTypeError(f"{text[:40]!r} is no number from 0")
+
+
+def _share(text: str) -> float:
+    if (value := _number(text)) <= 1:
+        return value
+    raise ArgumentTypeError(f"{text[:40]!r} is no share from 0 to 1")
 
 
 def _positive(text: str) -> float:

@@ -2,20 +2,28 @@
 
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from math import ceil, isfinite
+from pathlib import Path
 from typing import Any
 
-from moonlet.cli.console import UsageError
-from moonlet.config import REPOSITORIES
+from moonlet.config import PRESETS, REPOSITORIES, ModelConfig, preset
 from moonlet.errors import NotSupportedError
 from moonlet.plan.advice import bottleneck, nearest, upgrades
 from moonlet.plan.answer import Answer, Question, answer, tiers_of
 from moonlet.plan.break_even import break_even
 from moonlet.plan.command import start_commands
-from moonlet.plan.cost import Running, Speed, agent_mix, cost_per_million, kwh_usd, usd_of, watts_of
+from moonlet.plan.cost import (
+    DAY_S,
+    Running,
+    Speed,
+    agent_mix,
+    cost_per_million,
+    kwh_usd,
+    usd_of,
+    watts_of,
+)
 from moonlet.plan.launch import Launch, made_for
-from moonlet.plan.machine import Machine
 from moonlet.plan.memory import cache_alternatives
 from moonlet.plan.prices import Prices
 from moonlet.plan.quality import quality_of
@@ -35,11 +43,14 @@ def document(
 ) -> dict[str, Any]:
     """Bytes, seconds, tokens per second, US dollars; an interval holds nine of ten measurements."""
     name = args.model or "nano"
+    published = published_as(name, question.config)
+    names = Names(_to_start(name, published), published or Path(name).name)
     weights = question.stored()
     first = answers[0]
     return {
         "model": name,
-        "machine": _machine(question.machine),
+        "published_as": published,
+        "machine": asdict(question.machine),
         "assumed": list(notes),
         "request": {
             "context": question.context,
@@ -47,6 +58,9 @@ def document(
             "prompt": question.prompt,
             "answer": question.answer,
             "cache": question.cache,
+            "drafted": question.drafted,
+            "accepted": question.accepted,
+            "expert_hits": question.hits,
         },
         "sizes": {
             "stored_as": weights.label,
@@ -57,22 +71,46 @@ def document(
             "cache_bytes_per_token": question.load().cache_token_bytes,
             "cache_alternatives": [asdict(one) for one in cache_alternatives(question.config)],
         },
-        "plans": [_plan(one, name) for one in answers],
+        "plans": [_plan(one, names) for one in answers],
         "best": first.engine.name if first.fits else None,
         "upgrades": [
             asdict(one) | {"gain_per_1000_usd": one.gain_per_1000_usd} for one in upgrades(first)
         ],
-        "nearest": None if first.fits else _nearest(answers, name),
-        "cost": _cost(args, first, name) if first.fits else None,
+        "nearest": None if first.fits else _nearest(answers, names),
+        "cost": _cost(args, first, names.known) if first.fits else None,
     }
 
 
-def _machine(machine: Machine) -> dict[str, Any]:
-    return asdict(machine)
+@dataclass(frozen=True)
+class Names:
+    """Of the model. start: as engines are told it. known: as tables of quality and prices may know it."""
+
+    start: str
+    known: str
 
 
-def _plan(plan: Answer, model: str) -> dict[str, Any]:
-    quality = quality_of(plan.weights.label, model)
+def published_as(model: str, config: ModelConfig) -> str | None:
+    """The repository where a model of this very shape was published; of several the one that MODEL resembles."""
+    if model.lower() in REPOSITORIES:
+        return REPOSITORIES[model.lower()]
+    alike = [
+        REPOSITORIES[name] for name in PRESETS if name in REPOSITORIES and preset(name) == config
+    ]
+    own = [name for name in alike if name.rsplit("/", 1)[-1].lower() in model.lower()]
+    return next(iter(own or alike), None)
+
+
+def _to_start(model: str, published: str | None) -> str:
+    """A preset or a config.json is nothing that an engine loads."""
+    if model.lower() in REPOSITORIES:
+        return REPOSITORIES[model.lower()]
+    if model.endswith(".json"):
+        return published or str(Path(model).parent)
+    return model
+
+
+def _plan(plan: Answer, names: Names) -> dict[str, Any]:
+    quality = quality_of(plan.weights.label.removesuffix(" (about)"), names.known)
     common = {
         "engine": plan.engine.name,
         "about": plan.engine.about,
@@ -114,7 +152,7 @@ def _plan(plan: Answer, model: str) -> dict[str, Any]:
         "step_s": plan.step_parts,
         "bottleneck": {"part": part, "share": share},
         "rests_on_rows": list(plan.rows),
-        "start": _start(plan, model),
+        "start": _start(plan, names.start),
     }
 
 
@@ -136,7 +174,7 @@ def _launch(plan: Answer, model: str) -> Launch:
     tensor = plan.engine.split == "tensor" and gpus > 1
     return Launch(
         engine=plan.engine.name,
-        model=REPOSITORIES.get(model.lower(), model),
+        model=model,
         quantization="native"
         if question.quantization in ("gguf", "packed")
         else question.quantization,
@@ -153,7 +191,7 @@ def _launch(plan: Answer, model: str) -> Launch:
     )
 
 
-def _nearest(answers: Sequence[Answer], model: str) -> dict[str, Any] | None:
+def _nearest(answers: Sequence[Answer], names: Names) -> dict[str, Any] | None:
     """Of the refusal that lacks least."""
     for refused in sorted(
         answers, key=lambda one: one.refusal.missing_bytes or 1e18 if one.refusal else 0.0
@@ -163,7 +201,7 @@ def _nearest(answers: Sequence[Answer], model: str) -> dict[str, Any] | None:
             return {
                 "instead_of": refused.engine.name,
                 "change": found.change,
-                "plan": _plan(found.plan, model),
+                "plan": _plan(found.plan, names),
             }
     return None
 
@@ -180,10 +218,9 @@ def _cost(args: Namespace, plan: Answer, model: str) -> dict[str, Any]:
     kwh = args.kwh if args.kwh is not None else kwh_usd(args.region or "us-home")
     running = Running(watts, usd, kwh)
     busy = _busy(plan)
-    assert busy.prefill_tok_s is not None and busy.decode_tok_s is not None
+    assert busy.prefill_tok_s is not None
+    assert busy.decode_tok_s is not None
     speed = Speed(busy.prefill_tok_s.value, busy.decode_tok_s.value)
-    if args.cached is not None and args.cached > 1:
-        raise UsageError(f"--cached is a share from 0 to 1, not {args.cached:g}")
     mix = agent_mix(cached=args.cached)
     each = cost_per_million(running, speed)
     apis = []
@@ -197,8 +234,8 @@ def _cost(args: Namespace, plan: Answer, model: str) -> dict[str, Any]:
                 "input": price.input,
                 "cached_input": price.cached_input,
                 "output": price.output,
+                "usd_per_million": found.api_usd,
                 "tokens_per_day": found.tokens_per_day if isfinite(found.tokens_per_day) else None,
-                "most_per_day": found.most_per_day,
                 "pays": found.pays,
                 "sentences": list(found.sentences),
             }
@@ -210,6 +247,12 @@ def _cost(args: Namespace, plan: Answer, model: str) -> dict[str, Any]:
         "kwh_usd": kwh,
         "years": running.years,
         "utilisation": running.utilisation,
+        "hardware_usd_per_day": running.hardware_usd_per_day,
+        "idle_usd_per_day": running.idle_usd_per_day,
+        "prefill_tok_s": speed.prefill_tok_s,
+        "decode_tok_s": speed.decode_tok_s,
+        "usd_per_million_more": mix.seconds_per_million(speed) * running.extra_usd_per_s,
+        "most_per_day": DAY_S * running.utilisation / mix.seconds_per_million(speed) * 1e6,
         "per_million": {
             kind: asdict(cost) | {"total": cost.total} for kind, cost in vars(each).items()
         },

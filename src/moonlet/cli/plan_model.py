@@ -23,7 +23,7 @@ def planned(model: str | None, quantization: str | None = None) -> Weights:
     which. Raises what `describe` raises, and ConfigError for an unknown quantization.
     """
     wanted = None if quantization is None or quantization.lower() == _NATIVE else quantization
-    if model is not None and _is_repository(model):
+    if model is not None and _is_repository(model) and not _is_offline():
         return _on_hub(model, wanted)
     described = describe(model)
     if wanted is not None or described.weights is None:
@@ -41,6 +41,13 @@ def _is_repository(model: str) -> bool:
         )
     except (OSError, RuntimeError, ValueError):  # `describe` says what is wrong with it
         return False
+
+
+def _is_offline() -> bool:
+    """Whether HF_HUB_OFFLINE is set: then the config.json of an earlier download has to do."""
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
 
 
 def _on_hub(repository: str, wanted: str | None) -> Weights:

@@ -49,7 +49,12 @@ def upgrades(plan: Answer) -> list[Upgrade]:
 
 def _changes(machine: Machine) -> Iterator[tuple[str, Machine, float | None]]:
     host = machine.host
-    if machine.accelerators and not machine.accelerators[0].unified:
+    if machine.disk is not None:
+        disk = replace(machine.disk, bandwidth_bytes_s=machine.disk.bandwidth_bytes_s * 2)
+        yield "twice as fast a drive", replace(machine, disk=disk), None
+    if any(one.unified for one in machine.accelerators):
+        return  # nothing can be added to an Apple chip
+    if machine.accelerators:
         one = machine.accelerators[0]
         yield (
             f"one more {one.name}",
@@ -65,9 +70,6 @@ def _changes(machine: Machine) -> Iterator[tuple[str, Machine, float | None]]:
     more = replace(host, ram_bytes=host.ram_bytes * 2)
     usd = host.ram_bytes / 2**30 * RAM_USD_GB
     yield "twice the memory", replace(machine, host=more), usd
-    if machine.disk is not None:
-        disk = replace(machine.disk, bandwidth_bytes_s=machine.disk.bandwidth_bytes_s * 2)
-        yield "twice as fast a drive", replace(machine, disk=disk), None
 
 
 @dataclass(frozen=True)
@@ -94,10 +96,12 @@ def nearest(plan: Answer) -> Nearest | None:
         return Nearest(
             f"{smaller.question.quantization} in place of {question.quantization}", smaller
         )
-    for other in engines().values():
-        if (found := best(replace(question, weights=None), other)).fits:
-            return Nearest(f"{other.name} with {found.question.quantization}", found)
-    return None
+    found = [best(replace(question, weights=None), other) for other in engines().values()]
+    fitting = [one for one in found if one.fits]
+    if not fitting:
+        return None
+    large = max(fitting, key=lambda one: one.weights.total_bytes)  # which loses least
+    return Nearest(f"{large.engine.name} with {large.question.quantization}", large)
 
 
 def _smaller(question: Question, engine: Engine) -> Answer | None:

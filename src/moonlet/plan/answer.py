@@ -2,33 +2,36 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from functools import lru_cache
 
 from moonlet.config import ModelConfig
 from moonlet.errors import ConfigError
+from moonlet.plan.drafts import Drafted
 from moonlet.plan.engines import Engine, Tier
 from moonlet.plan.factors import all_factors
 from moonlet.plan.machine import Machine
 from moonlet.plan.memory import buffers_bytes, cache_bytes_per_token, vision_bytes
 from moonlet.plan.placement import Load, Placement, Refusal, place
-from moonlet.plan.predict import Predictor
+from moonlet.plan.predict import Predictor, Speeds
+from moonlet.plan.resident import computes_in_float32, resident
 from moonlet.plan.stored import weights_as
 from moonlet.plan.weights import Weights
 
 CHUNK = 2048  # tokens of a prompt that are computed at once, for the size of buffers
+OUR_OWN = "moonlet"
 CALIBRATED = 0.12  # one standard deviation of a speed's logarithm on a machine that was measured
 
 
-class Speeds(Protocol):
-    """What tells seconds: `Predictor`, or the measurements of this machine."""
-
-    def step_parts(self, streams: float, context: float) -> dict[str, float]: ...
-    def prefill_parts(self, tokens: float) -> dict[str, float]: ...
+_stored = lru_cache(maxsize=64)(weights_as)  # each engine asks for the same few
 
 
 @dataclass(frozen=True)
 class Question:
-    """What is to run where. context: tokens of each of `streams`. prompt, answer: of a usual request."""
+    """What is to run where. context: tokens of each of `streams`. prompt, answer: of a usual request.
+
+    drafted, accepted: of speculative decoding (drafts.py). hits: of reads of experts that lie on the disk, the
+    share that memory answers.
+    """
 
     config: ModelConfig
     quantization: str
@@ -39,11 +42,14 @@ class Question:
     prompt: int = 2048
     answer: int = 512
     patches: int = 0
+    drafted: int = 0
+    accepted: float = 0.0
+    hits: float = 0.0
     weights: Weights | None = None
 
     def stored(self) -> Weights:
         """The files that are there, or what they would be. Raises ConfigError."""
-        return self.weights or weights_as(self.config, self.quantization)
+        return self.weights or _stored(self.config, self.quantization)
 
     def load(self) -> Load:
         """Raises ConfigError."""
@@ -112,17 +118,30 @@ def answer(question: Question, engine: Engine, measured: "Speeds | None" = None)
         return Answer(
             question, engine, weights, refusal=Refusal(engine, engine.rest[0], 0.0, reason)
         )
-    placement = place(engine, weights, question.machine, question.load())
+    kept, load = weights, question.load()
+    if engine.name == OUR_OWN:
+        kept = resident(weights)
+        load = replace(load, cache_token_bytes=_our_cache_bytes(weights))
+    placement = place(engine, kept, question.machine, load)
     if isinstance(placement, Refusal):
         return Answer(question, engine, weights, refusal=placement)
     return _timed(Answer(question, engine, weights, placement), placement, measured)
 
 
+def _our_cache_bytes(weights: Weights) -> float:
+    """Of a token: moonlet computes in one type and caches in it, whatever is asked."""
+    kind = "fp32" if computes_in_float32(weights) else "bf16"
+    return cache_bytes_per_token(weights.config, kind)
+
+
 def _timed(bare: Answer, placement: Placement, measured: "Speeds | None") -> Answer:
     question, machine = bare.question, bare.question.machine
     known = all_factors()[bare.engine.name]
-    predictor = Predictor(bare.weights, machine, placement, known.factors, question.quantization)
-    speeds: Speeds = measured or predictor
+    speeds: Speeds = measured or Predictor(
+        bare.weights, machine, placement, known.factors, question.quantization, question.hits
+    )
+    if question.drafted:
+        speeds = Drafted(speeds, question.drafted, question.accepted)
 
     def about(value: float, regime: str) -> Estimate:
         low, high = known.interval(regime, value) if measured is None else measured_interval(value)

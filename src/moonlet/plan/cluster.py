@@ -189,23 +189,39 @@ def _scaled(run: TrainingRun, machine: Machine, efficiency: Efficiency, by: floa
 
 
 def assumptions(run: TrainingRun, efficiency: Efficiency) -> tuple[str, ...]:
-    """What the figures rest on that nobody published, in sentences."""
-    s, ahead = run.split, in_flight(run, 0)
+    """What the time and the memory of a run rest on, in sentences."""
+    s = run.split
     said = [
-        f"{s.ranks} GPUs, {s.virtual} chunks of layers a pipeline rank, {run.micro_batch} sequence a micro-batch: "
-        "not published",
-        "layers are cut evenly, embedding and head counting as one each: how they were cut is not published",
-        f"computation reaches {efficiency.compute:.0%} of the bf16 peak while it runs, which DeepSeek-V3's "
-        f"published step time implies; the interval is {UNSURE:.0%} either way",
-        f"the network carries {efficiency.network:.0%} of its nominal rate",
-        "experts are chosen evenly, and a token goes once to each node that needs it",
-        f"{efficiency.overlap:.0%} of the exchange of experts can run beside computation",
-        f"the first stage holds {ahead} chunks of micro-batches, of which three are on the GPU and the others "
-        "in the host's memory",
-        "no failures, no restarts, no checkpoints, no waiting for data",
+        f"computation reaches {efficiency.compute:.0%} of the peak while it runs, as DeepSeek-V3's published step "
+        f"implies; the interval is {UNSURE:.0%} of that either way; small networks and batches reach less"
     ]
+    if s.pipeline > 1:
+        said.append("layers are cut evenly, embedding and head counting as one each")
+    if s.expert > 1:
+        said.append(
+            "experts are chosen evenly, a token goes once to each node that needs it, and "
+            f"{efficiency.overlap:.0%} of that exchange can run beside the computation of other micro-batches"
+        )
     if s.context > 1:
         said.append(
-            f"{s.context} ranks share a sequence, at no cost for exchanging its keys and values"
+            f"{s.context} ranks share a sequence, and exchange its keys and values at no cost"
+        )
+    if run.offload:
+        said.append(
+            f"of the {in_flight(run, 0)} chunks of micro-batches that the first stage holds, three are on the "
+            "GPU and the others in the host's memory"
+        )
+    if s.ranks > 1:
+        said.append(
+            f"the network carries {efficiency.network:.0%} of its nominal rate, and nothing fails, restarts or waits "
+            "for data"
         )
     return tuple(said)
+
+
+def unpublished(run: TrainingRun) -> str:
+    """What of Kimi K2's own run is a guess, in a sentence."""
+    return (
+        f"Moonshot does not say how many GPUs there were (here {run.split.ranks}), how many chunks of layers each had "
+        f"({run.split.virtual}), which layers those were, nor how many sequences a micro-batch had ({run.micro_batch})"
+    )

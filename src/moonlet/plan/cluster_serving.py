@@ -288,10 +288,9 @@ def _read(cluster: ServingCluster, per_s: float, requests: int) -> tuple[list[_G
     now = worked = 0.0
     taken, groups = 0, []
     while taken < requests:
-        arrived = min(int(now * per_s) + 1, requests)  # request i comes at i / per_s
-        if arrived <= taken:
-            now = taken / per_s
-            continue
+        now = max(now, taken / per_s)  # request i comes at i / per_s
+        # Rounding must not lose the request at hand.
+        arrived = min(max(int(now * per_s), taken) + 1, requests)
         count = min(arrived - taken, most)
         seconds = side.prefill_step(count * cluster.prompt / side.gpus).seconds
         now, worked = now + seconds, worked + seconds

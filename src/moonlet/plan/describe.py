@@ -231,7 +231,7 @@ def _number(text: str, name: str) -> float:
     except ValueError:
         value = 0.0
     if not (isfinite(value) and 0 < value < 1e9):
-        raise ConfigError(f"{name[:60]!r}: {text[:20]!r} must be a number above 0")
+        raise ConfigError(f"{name[:60]!r}: {text[:20]!r} must be a number above 0 and below 1e9")
     return value
 
 
@@ -239,4 +239,4 @@ def _check(**values: float | None) -> None:
     for name, value in values.items():
         if value is not None and not (isfinite(value) and 0 < value < 1e9):
             flag = "--" + name.removesuffix("_gb").removesuffix("_gbit").replace("_", "-")
-            raise ConfigError(f"{flag} {value:g}: it must be a number above 0")
+            raise ConfigError(f"{flag} {value:g}: it must be a number above 0 and below 1e9")

@@ -25,7 +25,7 @@ class Engine:
     split: Literal["tensor", "pipeline"]
     quantizations: tuple[str, ...]
     about: str
-    across: Literal["tensor", "pipeline"] = "pipeline"
+    across: Literal["tensor", "pipeline", "none"] = "pipeline"
     vram_share: float = 1.0
     base_bytes: float = 0.0
     unified: bool = False

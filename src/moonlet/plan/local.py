@@ -1,14 +1,13 @@
 """How long a step takes in moonlet's own engine on this machine, from what `moonlet plan --measure` measured.
 
-    step  = fixed seconds + sum over layers + head
-    layer = fixed seconds
-          + growth(tokens) * hidden size              norms, routing, sums: what is done token by token
-          + weights of each matrix * matrix(tokens)   one token is bound by reading them, many by computing
-          + weights of the experts that are asked * matrix(tokens of each)
-          + attention
+    step     = fixed + layers * growth(tokens) * hidden size + attention + whole(tokens) * products
+    fixed    = seconds of a step, of each dense layer and of each MoE layer, however small
+    products = weights of each matrix * matrix(tokens)          one token is bound by reading, many by computing
+             + weights of the experts asked * matrix(tokens of each)
 
 Attention of a decoded token reads what is cached: positions * latent size * attend(heads). Attention of a prompt
 multiplies: pairs of positions * heads * numbers * score. Experts are chosen evenly (`Weights.distinct_experts`).
+`growth` is what torch does token by token beside its products; `whole` is what the kernels lose between theirs.
 """
 
 from collections.abc import Mapping
@@ -60,21 +59,30 @@ def _step(weights: Weights, calibration: Calibration, batch: int, new: int, dept
     packed = is_packed(weights)
     costs = calibration.packed if packed else calibration.torch
     tokens = batch * new
-    types = _types(weights, packed)
-    dense = c.first_k_dense_replace
-    seconds = costs.step + dense * costs.dense_layer + weights.num_moe_layers * costs.moe_layer
-    seconds += c.num_hidden_layers * c.hidden_size * at(costs.growth, tokens)
+    fixed = costs.step + weights.num_moe_layers * costs.moe_layer
+    fixed += c.first_k_dense_replace * costs.dense_layer
+    growth = c.num_hidden_layers * c.hidden_size * at(costs.growth, tokens)
+    attention = _attention if packed or new == 1 else _attention_of_torch
+    scores = c.num_hidden_layers * attention(c, costs, batch, new, depth)
+    # Beyond the longest prompt that was measured a whole model loses what it lost there.
+    whole = at(costs.whole, min(tokens, costs.whole[-1][0]))
+    return fixed + growth + scores + whole * _products(weights, costs, tokens, batch)
+
+
+def _products(weights: Weights, costs: Costs, tokens: int, logits: int) -> float:
+    """Of all matrices in a step of so many tokens, the head's for `logits` of them."""
+    c = weights.config
+    types = _types(weights, is_packed(weights))
     parameters = {part: size.parameters for part, size in model_sizes(c).parts.items()}
+    seconds = parameters["head"] * _per_weight(costs.matrix, types.get("head", {}), logits)
     for part in _LAYERED:
         seconds += parameters.get(part, 0) * _per_weight(costs.matrix, types.get(part, {}), tokens)
-    seconds += parameters["head"] * _per_weight(costs.matrix, types.get("head", {}), batch)
     if weights.num_moe_layers:
         asked = weights.distinct_experts(tokens)
         each = tokens * c.num_experts_per_tok / asked
         per_weight = _per_weight(costs.experts or costs.matrix, types.get("experts", {}), each)
         seconds += parameters["experts"] * asked / c.n_routed_experts * per_weight
-    attention = _attention if packed or new == 1 else _attention_of_torch
-    return seconds + c.num_hidden_layers * attention(c, costs, batch, new, depth)
+    return seconds
 
 
 def _attention(c: ModelConfig, costs: Costs, batch: int, new: int, depth: float) -> float:

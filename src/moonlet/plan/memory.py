@@ -115,6 +115,42 @@ def buffers_bytes(
     return buffers(config, chunk_tokens, streams, dtype).peak
 
 
+def moonlet_buffers_bytes(config: ModelConfig, tokens: int) -> int:
+    """What moonlet's CPU kernels hold for steps of up to `tokens` tokens, and keep between steps.
+
+    Attention is in its absorbed form, values between kernels are float32, and the inputs of quantized products
+    8-bit codes: 52 bytes for 32 values, rows rounded up to 256. Each array of csrc/layer.cpp and csrc/ffn.cpp is
+    as large as the largest use of it, and a quarter larger, so that it need not grow often. Beside them there are
+    four arrays of hidden states, and the logits of one token. Raises ConfigError for a negative number.
+    """
+    if tokens < 0:
+        raise ConfigError(f"{tokens} tokens cannot be computed: give 0 or more")
+    c, heads = config, config.num_attention_heads
+    is_moe = c.first_k_dense_replace < c.num_hidden_layers
+    chosen, shared = (c.num_experts_per_tok, c.n_shared_experts) if is_moe else (0, 1)
+    dense = c.intermediate_size if c.first_k_dense_replace else 0
+    between = 4 * (
+        max(c.q_lora_rank or 0, c.n_routed_experts if is_moe else 0)
+        + heads * (c.qk_head_dim + c.latent_size + c.kv_lora_rank + c.v_head_dim)
+        + c.latent_size
+        + c.hidden_size
+    )
+    codes = (
+        _codes(c.hidden_size)
+        + max(heads * _codes(c.kv_lora_rank), _codes(heads * c.v_head_dim), _codes(c.hidden_size))
+        + (chosen + min(shared, 1)) * _codes(c.hidden_size)
+        + max(
+            chosen * _codes(c.moe_intermediate_size) + _codes(shared * c.moe_intermediate_size),
+            _codes(dense),
+        )
+    )
+    return tokens * ((between + codes) * 5 // 4 + 4 * 4 * c.hidden_size) + 4 * c.vocab_size
+
+
+def _codes(columns: int) -> int:
+    return ceil(columns / 256) * 8 * 52
+
+
 def vision_bytes(config: ModelConfig, patches: int, dtype: str = "bf16") -> int:
     """Working set of the vision tower over `patches` at once, 0 without one.
 

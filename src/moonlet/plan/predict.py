@@ -16,6 +16,7 @@ core's speed that is fitted: what is measured of llama.cpp differs far less by c
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from math import log2
+from typing import Protocol
 
 from moonlet.plan.flops import scores
 from moonlet.plan.machine import Accelerator, Machine
@@ -31,6 +32,13 @@ _LOW_BITS = {
     "nvfp4": 2.0,
     "mxfp4": 2.0,
 }  # of the gain in peak, half (in its logarithm) arrives
+
+
+class Speeds(Protocol):
+    """What tells seconds: `Predictor`, the measurements of this machine, and what wraps them."""
+
+    def step_parts(self, streams: float, context: float) -> dict[str, float]: ...
+    def prefill_parts(self, tokens: float) -> dict[str, float]: ...
 
 
 @dataclass(frozen=True)
@@ -59,13 +67,17 @@ FACTOR_NAMES = tuple(field.name for field in fields(Factors))
 
 @dataclass(frozen=True)
 class Predictor:
-    """Seconds of what a placement does; `factors` of its engine."""
+    """Seconds of what a placement does; `factors` of its engine.
+
+    hits: the share of reads of experts on the disk that some cache of popular ones in memory answers.
+    """
 
     weights: Weights
     machine: Machine
     placement: Placement
     factors: Factors
     quantization: str = "native"
+    hits: float = 0.0
 
     def step_parts(self, streams: float, context: float) -> dict[str, float]:
         """Seconds of one decoding step for `streams`, each with `context` tokens behind it, by what takes them."""
@@ -90,12 +102,13 @@ class Predictor:
             parts["layers"] = layers * f.host_layer_s
         if share := p.experts.get("vram", 0.0):
             parts["experts in VRAM"] = self._vram_s(experts * share, routed * share)
-        if share := p.experts.get("ram", 0.0):
+        missed = p.experts.get("disk", 0.0) * (1 - self.hits)
+        if share := p.experts.get("ram", 0.0) + p.experts.get("disk", 0.0) - missed:
             parts["experts in RAM"] = self._host_s(experts * share, routed * share)
             if p.rest_in == "vram":
                 parts["crossing"] = layers * f.host_layer_s
-        if (share := p.experts.get("disk", 0.0)) and m.disk is not None:
-            parts["experts on disk"] = experts * share / m.disk.bandwidth_bytes_s
+        if missed > 0 and m.disk is not None:
+            parts["experts on disk"] = experts * missed / m.disk.bandwidth_bytes_s
         return parts
 
     def step_seconds(self, streams: float, context: float) -> float:

@@ -28,10 +28,8 @@ if TYPE_CHECKING:
     from moonlet.quant.mixes import Mix
 
 _FORMS = ("native", "bf16", "fp16", "fp8", "int4", "nvfp4", "mxfp4")
-_BLOCKS = {
-    "nvfp4": (16, 9, 4),
-    "mxfp4": (32, 17, 0),
-}  # values, bytes; bytes of a matrix's own scale
+# Values and bytes of a block, and bytes of the scale that a whole matrix has.
+_BLOCKS = {"nvfp4": (16, 9, 4), "mxfp4": (32, 17, 0)}
 _BITS = re.compile(r"([0-9]{1,2}(?:\.[0-9]{1,4})?) ?bpw")
 _AS_F16 = (("vision_tower.*", "F16"), ("mm_projector.*", "F16"))
 _MTP_NOTE = "without the layer for multi-token prediction that the repository holds as well"
