@@ -51,7 +51,7 @@ def judged(tmp_path: Path, kind: str, **fields: Any) -> Judged:
 def test_the_verdicts_on_what_circulates() -> None:
     assert [(one.verdict, parts(one)) for one in SHIPPED] == [
         ("does not hold", {"size": "holds", "fit": "does not hold"}),
-        ("does not hold", {"size": "does not hold", "fit": "holds"}),
+        ("does not hold", {"size": "does not hold", "fit": "cannot be judged"}),
         (
             "does not hold",
             {"size": "does not hold", "fit": "does not hold", "speed": "does not hold"},
@@ -70,8 +70,9 @@ def test_fp16_is_two_terabytes_and_eight_cards_have_a_third_of_it() -> None:
     short = FP16.figures["bytes"] - FP16.figures["memory_bytes"]
     assert f"{short / 1e9:,.1f} GB are missing before" in text(FP16)
     # llama.cpp leaves the most of a card to weights, 95 %; a gigabyte or two are cache and buffers.
+    # What is left over goes to the host's memory, of which the system and llama.cpp want some, too.
     kept = 8 * (0.05 * 81559 * 2**20 + 0.6e9)
-    assert FP16.figures["missing_bytes"] == pytest.approx(short + kept, abs=3e9)
+    assert FP16.figures["missing_bytes"] == pytest.approx((short + kept) / 0.97, abs=6e9)
     assert "names no memory of the host" in text(FP16)
 
 
@@ -83,17 +84,20 @@ def test_int4_is_595_gigabytes_whatever_the_guides_say() -> None:
         assert "5.9 % more" in text(one)  # 630 / 595.1
 
 
-def test_int4_fits_eight_a100_for_a_short_context_and_630_gigabytes_would_not() -> None:
+def test_int4_fits_eight_a100_only_if_an_engine_takes_more_than_usual() -> None:
     left = ON_A100.figures["memory_bytes"] - ON_A100.figures["weight_bytes"]
     assert left == pytest.approx(8 * 80 * GIB - 595.15e9, abs=0.1e9)
-    # vLLM takes 92 % of each card less 2 GB, and every card keeps its own cache (70,272 bytes a token) and buffers.
-    room = 8 * (0.92 * 80 * GIB - 2e9) - 595.15e9
-    tokens = room / (8 * 70272)
-    said = next(line for line in ON_A100.arithmetic if line.startswith("vllm"))
+    # Each card holds its eighth, and whole: router, vision and the down projections of attention (7168 x (1536 + 576)).
+    whole = (60 * 384 * 7168 + 61 * 7168 * (1536 + 576)) * 2 + VISION
+    card = (595.15e9 + 7 * whole) / 8
+    assert card + 2.5e9 < 0.95 * 80 * GIB  # with vLLM's runtime
+    assert (
+        card + 2.5e9 + 4096 * 70272 + 0.7e9 > 0.92 * 80 * GIB
+    )  # and cache and buffers: its usual share
+    said = next(line for line in ON_A100.arithmetic if line.startswith("vllm") and "(95 %" in line)
     more = int(said.partition("room for ")[2].partition(" ")[0].replace(",", ""))
-    assert 0 < more < tokens - 4096
-    assert "sglang" in text(ON_A100)
-    assert "At the claimed 630.0 GB it would not fit: vllm would lack" in text(ON_A100)
+    assert 0 < more < (0.95 * 80 * GIB - 2.5e9 - card) / 70272 - 4096
+    assert "At the claimed 630.0 GB it would not fit: vllm lacks" in text(ON_A100)
 
 
 def test_two_h100_are_424_gigabytes_short() -> None:
@@ -150,7 +154,7 @@ FLIPPED = [
     ("size", {"precision": "bf16", "size_gb": 1000}, {"size": "does not hold"}),
     ("size", {"precision": "fp8", "size_gb": 1029}, {"size": "holds"}),
     ("deployment", INT4, {"size": "holds", "fit": "holds"}),
-    ("deployment", INT4 | {"gpu": "8xa100"}, {"size": "holds", "fit": "holds"}),
+    ("deployment", INT4 | {"gpu": "8xa100"}, {"size": "holds", "fit": "cannot be judged"}),
     ("deployment", INT4 | {"gpu": "8xa100 40gb"}, {"size": "holds", "fit": "does not hold"}),
     (
         "deployment",
@@ -430,4 +434,5 @@ def test_nothing_fits_into_less_than_it_takes(
         assert figures["weight_bytes"] < figures["memory_bytes"]
     if fit == "does not hold" and "tok_s" in fields:
         assert parts(found)["speed"] == "does not hold"
+    assert fit in ("holds", "does not hold", "cannot be judged")
     assert ("precision" in fields) or fit != "holds"
