@@ -58,6 +58,7 @@ def test_moonlet_is_placed_by_what_it_keeps_not_by_the_file() -> None:
     assert small.weights.total_bytes < 245e9
     assert small.refusal is not None
     assert small.refusal.missing_bytes > 200e9
+    assert "keeps these types in 56" in small.refusal.reason
     roomy, _ = describe_machine(ram_gb=640)
     large = answer(replace(question, machine=roomy), engine("moonlet"))
     assert large.placement is not None

@@ -1,5 +1,8 @@
-"""Does a plan say what happened? Deployments and runs of which the outcome is known (scenarios.toml)."""
+"""Does a plan say what happened? Deployments of which the outcome is known (scenarios.toml), and runs of moonlet
+under limits of memory (benchmarks/planner_fits.py).
+"""
 
+import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,12 +15,18 @@ from moonlet.config import preset
 from moonlet.plan.answer import Question, answer
 from moonlet.plan.describe import describe_machine
 from moonlet.plan.engines import Engine, engine
-from moonlet.plan.placement import Placement, Refusal, place
+from moonlet.plan.machine import Host, Machine
+from moonlet.plan.placement import RAM_SHARE, SYSTEM_BYTES, Placement, Refusal, place
+from moonlet.plan.weights import Weights
 
 SCENARIOS: list[dict[str, Any]] = tomllib.loads(
     Path(__file__).with_name("scenarios.toml").read_text("utf-8")
 )["scenario"]
 WITHIN = 0.1
+RUNS: dict[str, dict[str, Any]] = json.loads(
+    (Path(__file__).parents[2] / "benchmarks/results/fits.json").read_text("utf-8")
+)
+TOO_LITTLE, TOO_MUCH = 0.97, 1.10  # of what is needed: so far off may a plan be
 
 
 def _question(scenario: Mapping[str, Any]) -> Question:
@@ -93,3 +102,49 @@ def test_memory_is_used_as_it_was(scenario: dict[str, Any]) -> None:
             share = scenario["experts_on_gpu"] / preset(scenario["model"]).n_routed_experts
             used += (share - placed.experts.get(tier, 0.0)) * placed.expert_bytes
         assert used / 1e9 == pytest.approx(measured, rel=scenario.get("within", WITHIN))
+
+
+def _under(run: Mapping[str, Any], limit: float) -> Question:
+    """`run` on a machine where an engine may take `limit` bytes."""
+    lists = {
+        name: tuple(value) for name, value in run["changes"].items() if isinstance(value, list)
+    }
+    config = replace(preset(run["base"]), **run["changes"] | lists)
+    host = Host("limited", 2, limit / RAM_SHARE + SYSTEM_BYTES, 30e9, {})
+    return Question(
+        config, "native" if run["kind"] == "folder" else "gguf", Machine("limited", host), run["context"],
+        run["streams"], prompt=64, answer=8, weights=Weights(config, run["kind"], run["stored"]),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_moonlet_takes_the_memory_that_is_planned(name: str) -> None:
+    """The least limit under which it lived, against the plan's bytes."""
+    run, moonlet = RUNS[name], engine("moonlet")
+    placed = answer(_under(run, 1e12), moonlet).placement
+    assert placed is not None
+    planned = placed.used("ram") + moonlet.base_bytes
+    assert TOO_LITTLE < planned / run["least_limit"] < TOO_MUCH
+
+
+CLEAR = [
+    pytest.param(
+        name, tried["limit"], tried["lived"], id=f"{name} in {tried['limit'] / 1e6:.0f} MB"
+    )
+    for name, run in RUNS.items()
+    for tried in run["runs"]
+    if not TOO_LITTLE < tried["limit"] / run["least_limit"] < TOO_MUCH
+]
+
+
+@pytest.mark.parametrize(("name", "limit", "lived"), CLEAR)
+def test_it_fits_under_a_limit_if_it_lived_there(name: str, limit: int, lived: bool) -> None:
+    assert answer(_under(RUNS[name], limit), engine("moonlet")).fits == lived
+
+
+def test_there_are_runs_that_lived_and_runs_that_were_killed() -> None:
+    assert len(RUNS) >= 4
+    for name, run in RUNS.items():
+        outcomes = [tried["lived"] for tried in sorted(run["runs"], key=lambda one: one["limit"])]
+        assert outcomes == sorted(outcomes), name  # killed, then lived: nothing in between
+        assert {True, False} == set(outcomes)

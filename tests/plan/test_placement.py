@@ -148,6 +148,15 @@ def test_what_ktransformers_leaves_to_others_sglang_takes(
         assert isinstance(place(engine("sglang"), weights, machine, load), Placement)
 
 
+@pytest.mark.parametrize("weights", STORED[2:4])
+def test_ktransformers_is_not_for_what_the_gpus_hold(weights: Weights) -> None:
+    """Whether it has experts or none."""
+    machine, _ = describe_machine(["8xh200"])
+    found = place(engine("ktransformers"), weights, machine, Load(4096, 1, 70_272, 1e9))
+    assert isinstance(found, Refusal)
+    assert "sglang" in found.reason
+
+
 def test_the_one_memory_of_an_apple_chip_is_counted_once() -> None:
     machine, _ = describe_machine(["1xm3-ultra-512"])
     assert "ram" not in capacities(engine("llama.cpp"), machine)

@@ -124,8 +124,11 @@ def answer(question: Question, engine: Engine, measured: "Speeds | None" = None)
         load = replace(load, cache_token_bytes=_our_cache_bytes(weights))
     placement = place(engine, kept, question.machine, load)
     if isinstance(placement, Refusal):
+        if kept.total_bytes > 1.05 * weights.total_bytes:
+            grown = f"; it keeps these types in {kept.total_bytes / 1e9:,.1f} GB"
+            placement = replace(placement, reason=placement.reason + grown)
         return Answer(question, engine, weights, refusal=placement)
-    return _timed(Answer(question, engine, weights, placement), placement, measured)
+    return _timed(Answer(question, engine, weights, placement), placement, kept, measured)
 
 
 def _our_cache_bytes(weights: Weights) -> float:
@@ -134,11 +137,12 @@ def _our_cache_bytes(weights: Weights) -> float:
     return cache_bytes_per_token(weights.config, kind)
 
 
-def _timed(bare: Answer, placement: Placement, measured: "Speeds | None") -> Answer:
+def _timed(bare: Answer, placement: Placement, kept: Weights, measured: "Speeds | None") -> Answer:
+    """kept: the weights as the engine reads them in memory."""
     question, machine = bare.question, bare.question.machine
     known = all_factors()[bare.engine.name]
     speeds: Speeds = measured or Predictor(
-        bare.weights, machine, placement, known.factors, question.quantization, question.hits
+        kept, machine, placement, known.factors, question.quantization, question.hits
     )
     if question.drafted:
         speeds = Drafted(speeds, question.drafted, question.accepted)
