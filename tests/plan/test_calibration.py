@@ -31,6 +31,7 @@ COSTS = Costs(
     dense_layer=1e-4,
     moe_layer=2e-4,
     growth=((1.0, 0.0), (512.0, 1e-7)),
+    whole=((1.0, 1.1), (512.0, 1.2)),
 )
 CALIBRATION = Calibration(
     moonlet=__version__,

@@ -51,7 +51,7 @@ def judged(tmp_path: Path, kind: str, **fields: Any) -> Judged:
 def test_the_verdicts_on_what_circulates() -> None:
     assert [(one.verdict, parts(one)) for one in SHIPPED] == [
         ("does not hold", {"size": "holds", "fit": "does not hold"}),
-        ("does not hold", {"size": "does not hold", "fit": "holds"}),
+        ("does not hold", {"size": "does not hold", "fit": "cannot be judged"}),
         (
             "does not hold",
             {"size": "does not hold", "fit": "does not hold", "speed": "does not hold"},
@@ -70,8 +70,9 @@ def test_fp16_is_two_terabytes_and_eight_cards_have_a_third_of_it() -> None:
     short = FP16.figures["bytes"] - FP16.figures["memory_bytes"]
     assert f"{short / 1e9:,.1f} GB are missing before" in text(FP16)
     # llama.cpp leaves the most of a card to weights, 95 %; a gigabyte or two are cache and buffers.
+    # What is left over goes to the host's memory, of which the system and llama.cpp want some, too.
     kept = 8 * (0.05 * 81559 * 2**20 + 0.6e9)
-    assert FP16.figures["missing_bytes"] == pytest.approx(short + kept, abs=3e9)
+    assert FP16.figures["missing_bytes"] == pytest.approx((short + kept) / 0.97, abs=6e9)
     assert "names no memory of the host" in text(FP16)
 
 
@@ -83,17 +84,20 @@ def test_int4_is_595_gigabytes_whatever_the_guides_say() -> None:
         assert "5.9 % more" in text(one)  # 630 / 595.1
 
 
-def test_int4_fits_eight_a100_for_a_short_context_and_630_gigabytes_would_not() -> None:
+def test_int4_fits_eight_a100_only_if_an_engine_takes_more_than_usual() -> None:
     left = ON_A100.figures["memory_bytes"] - ON_A100.figures["weight_bytes"]
     assert left == pytest.approx(8 * 80 * GIB - 595.15e9, abs=0.1e9)
-    # vLLM takes 92 % of each card less 2 GB, and every card keeps its own cache (70,272 bytes a token) and buffers.
-    room = 8 * (0.92 * 80 * GIB - 2e9) - 595.15e9
-    tokens = room / (8 * 70272)
-    said = next(line for line in ON_A100.arithmetic if line.startswith("vllm"))
+    # Each card holds its eighth, and whole: router, vision and the down projections of attention (7168 x (1536 + 576)).
+    whole = (60 * 384 * 7168 + 61 * 7168 * (1536 + 576)) * 2 + VISION
+    card = (595.15e9 + 7 * whole) / 8
+    assert card + 2.5e9 < 0.95 * 80 * GIB  # with vLLM's runtime
+    assert (
+        card + 2.5e9 + 4096 * 70272 + 0.7e9 > 0.92 * 80 * GIB
+    )  # and cache and buffers: its usual share
+    said = next(line for line in ON_A100.arithmetic if line.startswith("vllm") and "(95 %" in line)
     more = int(said.partition("room for ")[2].partition(" ")[0].replace(",", ""))
-    assert 0 < more < tokens - 4096
-    assert "sglang" in text(ON_A100)
-    assert "At the claimed 630.0 GB it would not fit: vllm would lack" in text(ON_A100)
+    assert 0 < more < (0.95 * 80 * GIB - 2.5e9 - card) / 70272 - 4096
+    assert "At the claimed 630.0 GB it would not fit: vllm lacks" in text(ON_A100)
 
 
 def test_two_h100_are_424_gigabytes_short() -> None:
@@ -150,7 +154,7 @@ FLIPPED = [
     ("size", {"precision": "bf16", "size_gb": 1000}, {"size": "does not hold"}),
     ("size", {"precision": "fp8", "size_gb": 1029}, {"size": "holds"}),
     ("deployment", INT4, {"size": "holds", "fit": "holds"}),
-    ("deployment", INT4 | {"gpu": "8xa100"}, {"size": "holds", "fit": "holds"}),
+    ("deployment", INT4 | {"gpu": "8xa100"}, {"size": "holds", "fit": "cannot be judged"}),
     ("deployment", INT4 | {"gpu": "8xa100 40gb"}, {"size": "holds", "fit": "does not hold"}),
     (
         "deployment",
@@ -211,6 +215,13 @@ def test_what_flips_a_verdict(
     found = judged(tmp_path, kind, **fields)
     assert parts(found) == verdicts
     assert all(line.endswith((".", "!")) for line in found.arithmetic), found.arithmetic
+
+
+def test_engines_of_other_machines_are_not_asked(tmp_path: Path) -> None:
+    found = judged(tmp_path, "deployment", precision="3.5bpw", gpu="8xh200")
+    assert "No engine that moonlet knows runs 3.5bpw there." in found.arithmetic
+    assert "mlx" not in text(judged(tmp_path, "deployment", precision="int4", gpu="8xh200"))
+    assert "mlx can fill" in text(judged(tmp_path, "deployment", precision="int4", gpu="m3-ultra"))
 
 
 def test_a_claim_holds_only_if_all_its_parts_do(tmp_path: Path) -> None:
@@ -309,34 +320,47 @@ def test_a_wrong_claim_is_named(tmp_path: Path, claim: dict[str, Any], wanted: s
     assert "\n" not in message
 
 
+ONE = "[[claim]]\nkind = 'active'\nmodel = 'nano'\ntext = 'x'\npercent = "
+LIST = "must be a list of tables"
+
+
 @pytest.mark.parametrize(
-    "content",
+    ("content", "wanted"),
     [
-        b"",
-        b"[claim]\ntext = 1",
-        b"claim = [1]",
-        b"claim = []",
-        b"other = 1\n[[claim]]",
-        b"[[claim]",
-        b"\xff\xfe",
-        b"\0" * 100,
-        b"a = " + b"[" * 900,
-        b"\n".join([b"a = [", *[b"[" * 100] * 100]),
-        b"a." * 20_000 + b"a = 1",  # takes the parser a minute
-        b"[[claim]]\n" * 201,
-        b"#" * 100_001,
-        b"[[claim]]\nkind = 'active'\nmodel = 'nano'\ntext = 'x'\npercent = 0x" + b"f" * 900,
-        b"[[claim]]\nkind = 'active'\nmodel = 'nano'\ntext = 'x'\npercent = nan",
-        b"[[claim]]\nkind = 'active'\nmodel = 'nano'\ntext = 'x'\npercent = inf",
-        b"[[claim]]\nkind = 'active'\nmodel = 'nano'\ntext = 'x'\npercent = 1979-05-27",
+        ("", LIST),
+        ("[claim]\ntext = 1", LIST),
+        ("claim = []", LIST),
+        (f"other = 1\n{ONE}5", LIST),
+        ("claim = [1]", "claim 1: it is 1, but it must be a table"),
+        ("[[claim]", "cannot be read"),
+        ("\0" * 100, "cannot be read"),
+        ("a = " + "[" * 900, "cannot be read"),
+        ("a = [\n" + ("[" * 100 + "\n") * 100, "cannot be read"),
+        ("a." * 20_000 + "a = 1", "a line of 40005 bytes"),  # takes the parser a minute
+        (f"{ONE}5\n" * 201, "201 claims"),
+        ("#\n" * 50_001, "neither a file of at most 100 kB"),
+        (f"{ONE}0x{'f' * 900}", f"percent is {str(16**900 - 1)[:40]}"),
+        (f"{ONE}nan", "percent is nan"),
+        (f"{ONE}inf", "percent is inf"),
+        (f"{ONE}1979-05-27", "percent is datetime.date"),
     ],
 )
-def test_files_that_are_no_claims(tmp_path: Path, content: bytes) -> None:
+def test_files_that_are_no_claims(tmp_path: Path, content: str, wanted: str) -> None:
     path = tmp_path / "claims.toml"
-    path.write_bytes(content)
-    with pytest.raises(ConfigError, match=str(path)) as caught:
+    path.write_text(content)
+    with pytest.raises(ConfigError) as caught:
         read_claims(path)
-    assert len(str(caught.value)) < 500
+    message = str(caught.value)
+    assert message.startswith(str(path))
+    assert wanted in message
+    assert len(message) < 500
+
+
+def test_a_file_that_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "claims.toml"
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_claims(path)
 
 
 def test_what_is_no_file(tmp_path: Path) -> None:
@@ -360,7 +384,7 @@ VALUES = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=6), st.sampled_from([GOOD, RUNS]))
 def test_whatever_a_file_says_is_judged_or_refused(
     tmp_path_factory: pytest.TempPathFactory, fields: dict[str, Any], base: dict[str, Any]
@@ -374,3 +398,41 @@ def test_whatever_a_file_says_is_judged_or_refused(
         said = list(judge(claim).arithmetic)
     assert said
     assert all(said)
+
+
+CARDS = ("8xh100", "2xrtx4090", "4xa100", "16xh200", "m3-ultra-512", "2xm3-ultra-512", "x:48GB@900")
+DEPLOYMENTS = st.fixed_dictionaries(
+    {
+        "gpu": st.sampled_from(CARDS),
+        "model": st.sampled_from(["kimi-k2.5", "glm-4.7-flash", "nano"]),
+    },
+    optional={
+        "precision": st.sampled_from(["int4", "fp8", "bf16", "q4_k_m", "tq1_0", "3bpw", "nvfp4"]),
+        "size_gb": st.floats(1e-3, 5000),
+        "ram": st.sampled_from([8, 256, 1024]),
+        "nvme": st.sampled_from([0, 7]),
+        "cpu": st.sampled_from(["epyc-9354", "xeon-8488c"]),
+        "nodes": st.integers(1, 4),
+        "context": st.integers(1, 262144),
+        "tok_s": st.floats(0.1, 1000),
+    },
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(DEPLOYMENTS)
+def test_nothing_fits_into_less_than_it_takes(
+    tmp_path_factory: pytest.TempPathFactory, fields: dict[str, Any]
+) -> None:
+    try:
+        found = judged(tmp_path_factory.mktemp("claims"), "deployment", **fields)
+    except ConfigError:
+        assert not fields.keys() & {"precision", "size_gb"} or "context" in fields
+        return
+    fit, figures = parts(found)["fit"], found.figures
+    if fit != "does not hold" and not fields.get("nvme"):
+        assert figures["weight_bytes"] < figures["memory_bytes"]
+    if fit == "does not hold" and "tok_s" in fields:
+        assert parts(found)["speed"] == "does not hold"
+    assert fit in ("holds", "does not hold", "cannot be judged")
+    assert ("precision" in fields) or fit != "holds"

@@ -1,5 +1,7 @@
 """Pretraining played at paper scale: it agrees with the closed formula, and says what it assumes."""
 
+from dataclasses import replace
+
 import pytest
 
 from moonlet.config import preset
@@ -52,6 +54,15 @@ def test_hidden_exchange_is_faster_than_exposed() -> None:
     exposed = simulate_step(k2_run(K2), H800S, Efficiency(overlap=0.0))
     assert exposed.seconds > 1.15 * hidden.seconds
     assert exposed.exchange_share < 0.1 < hidden.exchange_share
+
+
+def test_a_slow_way_to_the_host_holds_computation_up() -> None:
+    slow = replace(H800S.accelerators[0], pcie_bytes_s=4e9)
+    machine = replace(H800S, accelerators=(slow,) * 8)
+    step, usual = (simulate_step(k2_run(K2), one) for one in (machine, H800S))
+    assert usual.formula.parts["offload"] == 0
+    assert step.seconds > 1.5 * usual.seconds
+    assert step.seconds == pytest.approx(step.formula.seconds, rel=0.1)
 
 
 def test_stages_have_the_published_tokens() -> None:

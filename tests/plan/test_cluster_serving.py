@@ -11,6 +11,8 @@ from moonlet.errors import ConfigError
 from moonlet.plan.cluster_serving import (
     ServingCluster,
     ServingEfficiency,
+    _Group,
+    _write,
     assumptions,
     saturated,
     simulate_serving,
@@ -122,6 +124,43 @@ def test_no_token_is_lost(
     assert run.ttft_s > 0
     assert 0 <= run.prefill_busy <= 1 + 1e-9
     assert 0 <= run.decode_busy <= 1 + 1e-9
+
+
+def test_one_request_by_hand() -> None:
+    """Its prompt is read, its cache handed over, then each token sees one position more than the one before."""
+    run = simulate_serving(replace(K2, output=50), 1.0, requests=1)
+    handover = 2000 * 70272 / 40e9
+    ready = K2.side("prefill").prefill_step(2000 / 32).seconds + handover
+    assert run.ttft_s == pytest.approx(ready)
+    side = K2.side("decode")
+    written = [side.decode_step(1 / 96, 2001 + i).seconds for i in range(49)]
+    assert run.seconds == pytest.approx(ready + sum(written))
+    assert run.tpot_s == pytest.approx(sum(written) / 49)
+
+
+def test_steps_are_those_of_a_list_of_requests() -> None:
+    """Against a slow version that keeps every request by itself."""
+    cluster = replace(K2, decode=nodes("H200", 1), batch=4, output=30, redundant=0)
+    groups = [_Group(5, 0.0, 0.0), _Group(40, 0.0, 0.1), _Group(3, 0.0, 0.35), _Group(2, 0.0, 9.0)]
+    side, most = cluster.side("decode"), 32
+    waiting = [group.ready for group in groups for _ in range(group.count)]
+    running: list[int] = []  # tokens written so far
+    now, wanted = 0.0, []
+    while waiting or running:
+        if not running:
+            now = max(now, waiting[0])
+        while waiting and waiting[0] <= now and len(running) < most:
+            waiting.pop(0)
+            running.append(0)
+        context = 2001 + sum(running) / len(running)
+        seconds = side.decode_step(len(running) / 8, context).seconds
+        wanted.append((now, seconds, len(running)))
+        now += seconds
+        running = [written + 1 for written in running if written + 1 < 29]
+    found = list(_write(cluster, groups))
+    assert len(found) == len(wanted)
+    for one, other in zip(found, wanted, strict=True):
+        assert one == pytest.approx(other)
 
 
 def test_a_rate_that_does_not_divide_comes_to_its_end() -> None:

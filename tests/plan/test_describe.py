@@ -49,6 +49,13 @@ def test_everything_said_leaves_nothing_assumed() -> None:
     assert machine.num_accelerators == 4
 
 
+def test_servers_meet_over_a_link_for_each_card() -> None:
+    machine, assumed = describe_machine(["8xh100"], nodes=2)
+    assert machine.network_bytes_s == 8 * 50e9
+    assert "assumed: 3200 Gbit/s between the nodes" in assumed
+    assert describe_machine(["rtx4090"], nodes=2)[0].network_bytes_s == 10e9 / 8
+
+
 def test_different_cards_may_share_a_node() -> None:
     machine, _ = describe_machine(["2x3090", "rtx 5090"])
     assert [card.name for card in machine.accelerators] == ["RTX 3090", "RTX 3090", "RTX 5090"]

@@ -25,7 +25,7 @@ DENSE, SHARED, ROUTER, HEAD, EXPERTS = (
     512 * 64,
     8 * 3 * 64 * 32,
 )
-NOTHING = Costs({}, {}, ((1.0, 0.0),), 0.0, 0.0, 0.0, 0.0, ((1.0, 0.0),))
+NOTHING = Costs({}, {}, ((1.0, 0.0),), 0.0, 0.0, 0.0, 0.0, ((1.0, 0.0),), ((1.0, 1.0),))
 
 
 def weights(config: ModelConfig, kind: str, router: str = "F32") -> Weights:
@@ -55,6 +55,17 @@ def test_matrices_cost_by_the_tokens_they_meet() -> None:
     assert prefill_seconds(model, calibration, 2) == pytest.approx((two - HEAD) * 1e-9)
 
 
+def test_more_tokens_ask_more_experts() -> None:
+    """Where a weight costs the same for one token and for ten, two tokens read 3.5 experts in place of 2."""
+    model = weights(TINY, "Q4_0")
+    stored = dict(model.stored) | {part: {"F32": 1.0} for part in ("router",)}
+    calibration = measured(matrix={"Q4_0": ((1.0, 1e-9),), "F32": ((1.0, 0.0),)})
+    one, two = (
+        decode_seconds(replace(model, stored=stored), calibration, 0, batch) for batch in (1, 2)
+    )
+    assert two - one == pytest.approx(EXPERTS * 1.5 / 8 * 1e-9)
+
+
 def test_attention_of_a_decoded_token_reads_and_that_of_a_prompt_multiplies() -> None:
     model = weights(TINY, "Q4_0")
     calibration = measured(attend=((2.0, 1e-9), (6.0, 5e-9)), score=1e-9)
@@ -81,6 +92,20 @@ def test_what_is_fixed_and_what_grows() -> None:
     )
     assert decode_seconds(model, calibration, 0) == pytest.approx(111)
     assert prefill_seconds(model, calibration, 2) == pytest.approx(111 + 2 * 64 * 1.0)
+
+
+def test_a_whole_model_takes_more_than_its_products() -> None:
+    """A fifth more for one token, a half for three and for all that are longer; attention as it is."""
+    model = weights(TINY, "Q4_0")
+    curves = {"Q4_0": ((1.0, 0.0),), "F32": ((1.0, 1e-9),)}  # so only the router costs
+    calibration = measured(
+        matrix=curves, attend=((1.0, 1e-9),), step=1.0, whole=((1.0, 1.2), (3.0, 1.5))
+    )
+    attention = 2 * 101 * 40e-9
+    assert decode_seconds(model, calibration, 100) == pytest.approx(
+        1 + attention + 1.2 * ROUTER * 1e-9
+    )
+    assert prefill_seconds(model, calibration, 9) == pytest.approx(1 + 1.5 * ROUTER * 1e-9)
 
 
 def test_floats_beside_quantized_weights_become_eight_bits() -> None:

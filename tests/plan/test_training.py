@@ -69,6 +69,30 @@ def test_activations_of_a_dense_layer_by_hand() -> None:
     assert memory.bytes["activations"] == 2 * (layer + ends)
 
 
+def test_activations_of_a_k2_rank_by_hand() -> None:
+    """One token in one MoE layer. Kept: two residuals, both latents, attention's output in bf16; its log-sum-exp,
+    the router's scores and weights; inputs and halves of SwiGLU in FP8 with a scale for each 128. Computed
+    again: three norms, queries, keys, values, SwiGLU, what the experts give."""
+    kept = 2 * (2 * 7168 + 1536 + 576 + 8192) + 4 * (64 + 384 + 8) + 8 * 8
+    kept += (8 * 7168 + 8 * 4096 + 4096) * (1 + 4 / 128)
+    again = 2 * (2 * 7168 + 1536 + 576 + 2 * 64 * 192 + 64 * 128 + 9 * 2048 + 8 * 7168)
+    rank = training_memory(k2_run(K2)).ranks[1]
+    assert rank.bytes["activations"] == pytest.approx(4096 * (3 * 2 * kept + again))
+    in_all = (2 * 14 + 16 + 1 + 1) * 2 * kept * 4096  # run ahead, K2's further one, the one at work
+    assert rank.host_bytes == pytest.approx(in_all - 4096 * 3 * 2 * kept)
+
+
+def test_optimizer_state_by_hand() -> None:
+    """Master weight and momentum for matrices, master weight and two moments for the rest, a count for each of it."""
+    config = preset("moonlight-16b-a3b")
+    specs = [spec for spec in tensor_specs(config) if is_trained(spec)]
+    rest = [spec for spec in specs if spec.part in ("embedding", "head", "norm")]
+    others = sum(spec.numel for spec in rest)
+    matrices = sum(spec.numel for spec in specs) - others
+    wanted = 8 * matrices + 12 * others + 4 * len(rest)
+    assert training_memory(TrainingRun(config)).worst.bytes["optimizer"] == wanted
+
+
 @settings(deadline=None, max_examples=60)
 @given(
     pipeline=st.integers(1, 4), virtual=st.integers(1, 3), expert=st.sampled_from([1, 2, 4]),

@@ -90,6 +90,40 @@ def test_muon_is_shared_out_by_zero() -> None:
     assert muon(0) == pytest.approx(8 * muon(1))
 
 
+@pytest.mark.parametrize(
+    ("zero", "reduced", "gathered"), [(0, 8, 0), (1, 4, 2), (2, 4 * 3, 2), (3, 4 * 3, 2 * 2 * 3)]
+)
+def test_gradients_and_parameters_over_the_wire_by_hand(
+    zero: int, reduced: int, gathered: int
+) -> None:
+    """Bytes per parameter of a step of 3 micro-batches, 7/8 of which leave a rank: an all-reduce without ZeRO, a
+    reduce-scatter with it (of every micro-batch from stage 2 on); bf16 parameters gathered once, from stage 3
+    on twice a micro-batch. Muon of a sharded momentum gathers that as well, in bf16."""
+    config = preset("moonlight-16b-a3b")
+    run = TrainingRun(config, Split(data=8, zero=zero), 24)  # type: ignore[arg-type]
+    machine = Machine("node", HOST, (H800,) * 8)
+    (late,) = optimizer_seconds(run, Rates.of(run, machine, Efficiency()), alone=True)
+    sizes = model_sizes(config)
+    others = sizes.parameters("embedding", "head", "norm")
+    biases = 26 * 64
+    matrices = sizes.parameters(*sizes.parts) - others - biases
+    muon = 2 * matrices if zero else 0
+    wire = 7 / 8 / 160e9
+    assert late["gradients"] == pytest.approx(((matrices + others) * reduced + muon) * wire)
+    assert late["parameters"] == pytest.approx((matrices + others) * gathered * wire)
+
+
+def test_updates_read_and_write_the_state() -> None:
+    """Gradient read, momentum or two moments, master weight read and written, bf16 weight written."""
+    config = preset("moonlight-16b-a3b")
+    run, sizes = TrainingRun(config), model_sizes(config)
+    (late,) = optimizer_seconds(run, Rates.of(run, cluster(8), Efficiency()), alone=True)
+    others = sizes.parameters("embedding", "head", "norm")
+    matrices = sizes.parameters(*sizes.parts) - others - 26 * 64
+    touched = matrices * (4 + 8 + 8 + 2) + others * (4 + 16 + 8 + 2)
+    assert late["optimizer"] == pytest.approx(touched / (3.35e12 * 0.8))
+
+
 def test_exchange_of_experts_by_hand() -> None:
     """K2, 16 ranks on two nodes: a token's 8 experts reach 15 (1 - (15/16)^8) = 6.05 other ranks over NVLink at
     0.8 of 200 GB/s, and nearly always the other node, over the network at 0.8 of 50 GB/s. 14336 bytes, both

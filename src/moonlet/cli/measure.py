@@ -1,18 +1,20 @@
 """`moonlet plan --measure`: how fast this machine is, by the engine's own kernels, in about two minutes.
 
-First single operations (`measure_parts`). Then small models, run by the code that serves and that `moonlet bench`
+First single operations (`moonlet.model.operations`). Then small models, run by the code that serves and that `moonlet bench`
 times: what they take beyond their operations is the fixed cost of a step and of a layer, and what more tokens
 add to it. So a prediction for these models is what was measured, and one for others differs by their operations.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moonlet import __version__
+from moonlet.cli.measure_disk import disk_rate
 from moonlet.config import ModelConfig, preset
 from moonlet.config.sizes import model_sizes
 from moonlet.plan.calibration import (
@@ -30,10 +32,9 @@ from moonlet.quant.types import TYPES
 if TYPE_CHECKING:
     from moonlet.model import Model
 
-# Moonlight, half as wide: a layer's experts are 80 MB, so that steps read from memory.
+# Five layers of Moonlight with a small vocabulary: 1.5 GB, or a large cache would hold what every step reads.
 LIKE_MOONLIGHT = replace(
-    preset("moonlight-16b-a3b"), hidden_size=1024, intermediate_size=5632, moe_intermediate_size=704,
-    num_attention_heads=8, kv_lora_rank=256, num_hidden_layers=5, vocab_size=8192, bos_token_id=None, eos_token_ids=(),
+    preset("moonlight-16b-a3b"), num_hidden_layers=5, vocab_size=8192, bos_token_id=None, eos_token_ids=(),
 )  # fmt: skip
 # So small that little but what is fixed takes time.
 SMALL = replace(
@@ -43,13 +44,29 @@ SMALL = replace(
 LIKE_NANO = replace(
     preset("nano"), model_type="deepseek_v3", vision=None, media_placeholder_token_id=None
 )
-DEPTHS = ((1, 1), (5, 1), (1, 9))  # dense layers and MoE layers of what tells their fixed costs
-BATCHES, LENGTHS = (2, 4, 8), (16, 128, 512, 2048)
-PARTS = ("attention", "dense", "router", "experts", "shared_experts", "head")
-EXPERTS, OTHERS = "Q4_0", "Q8_0"  # types of the quantized models
+DEPTHS = ((1, 4), (6, 4), (1, 12))  # dense layers and MoE layers of what tells their fixed costs
+IN_TURN_S = 4.0  # for timing a few models or lengths in turn
+BATCHES, LENGTHS = (1, 2, 4, 8), (16, 128, 512, 2048)
 STEPS = 16  # of decoding in one run, as in `moonlet bench`
 
 Tell = Callable[[str], None]
+Expected = Callable[[Calibration], float]
+
+
+@dataclass(frozen=True)
+class Form:
+    """A way to hold a model: how one is built, and the types of its parts, `usual` where none is named."""
+
+    build: "Callable[[ModelConfig], Model]"
+    usual: str
+    types: Mapping[str, str]
+
+    def weights(self, config: ModelConfig) -> Weights:
+        stored = {}
+        for part, size in model_sizes(config).parts.items():
+            kind = self.types.get(part, self.usual)
+            stored[part] = {kind: size.parameters * TYPES[kind].bits_per_value / 8}
+        return Weights(config, "measured", stored)
 
 
 def run_measure(path: Path | None = None) -> Path:
@@ -67,7 +84,6 @@ def measure(folder: Path, tell: Tell) -> Calibration:
     `tell` hears what comes next, `num_steps()` times.
     """
     from moonlet import kernels
-    from moonlet.cli import measure_parts as parts
     from moonlet.kernels.limits import Bandwidth, arithmetic
 
     tell("memory and arithmetic")
@@ -89,19 +105,19 @@ def measure(folder: Path, tell: Tell) -> Calibration:
     calibration = _with_packed_models(calibration, tell)
     calibration = _with_float_models(calibration, tell)
     tell("the drive")
-    return replace(calibration, disk_bytes_s=parts.disk_rate(folder))
+    return replace(calibration, disk_bytes_s=disk_rate(folder))
 
 
 def num_steps() -> int:
     """How often `measure` tells what comes."""
-    from moonlet.cli.measure_parts import kernel_types
+    from moonlet.model.operations import kernel_types
 
-    return len(kernel_types()) + 7
+    return len(kernel_types()) + 9
 
 
 def _packed_operations(tell: Tell) -> Costs:
-    from moonlet.cli import measure_parts as parts
-    from moonlet.cli.measure_models import Pool
+    from moonlet.model import operations as parts
+    from moonlet.model.slices import Pool
 
     pool, matrix = Pool(), {}
     for first, kinds in parts.kernel_types().items():
@@ -114,7 +130,7 @@ def _packed_operations(tell: Tell) -> Costs:
 def _torch_operations(tell: Tell) -> Costs:
     import torch
 
-    from moonlet.cli import measure_parts as parts
+    from moonlet.model import operations as parts
 
     types = {"F32": torch.float32, "BF16": torch.bfloat16}
     tell("matrices in torch")
@@ -125,91 +141,83 @@ def _torch_operations(tell: Tell) -> Costs:
 
 
 def _bare(matrix: Mapping, experts: Mapping, attend: tuple, score: float) -> Costs:
-    return Costs(matrix, experts, attend, score, 0.0, 0.0, 0.0, ((1.0, 0.0),))
+    """Only operations so far."""
+    return Costs(matrix, experts, attend, score, 0.0, 0.0, 0.0, ((1.0, 0.0),), ((1.0, 1.0),))
 
 
 def _with_packed_models(calibration: Calibration, tell: Tell) -> Calibration:
-    from moonlet.cli.measure_models import Pool, packed_slice
+    from moonlet.model.slices import Pool, packed_slice
 
-    pool = Pool()
-
-    def build(config: ModelConfig) -> "Model":
-        return packed_slice(pool, config, EXPERTS, OTHERS)
-
-    types = {"attention": OTHERS, "head": OTHERS, "router": "F32"}
+    pool, kind, rest = Pool(), "Q4_0", "Q8_0"
+    form = Form(
+        lambda config: packed_slice(pool, config, kind, rest),
+        kind,
+        {"attention": rest, "head": rest, "router": "F32"},
+    )
     tell("steps of small quantized models")
-    costs = _fixed(calibration, calibration.packed, SMALL, build, types)
+    costs = _fixed(calibration, calibration.packed, SMALL, form)
     calibration = replace(calibration, packed=costs)
     tell("prompts of a quantized model")
-    growth = _growth(calibration, LIKE_MOONLIGHT, build, types)
-    return replace(calibration, packed=replace(costs, growth=growth))
+    # With twice the loss a step is expected to take once its products longer: so long are they.
+    twice = replace(calibration, packed=replace(costs, whole=((1.0, 2.0),)))
+    whole = []
+    for tokens, seconds, expected in _grown(LIKE_MOONLIGHT, form):
+        once = expected(calibration)
+        whole.append((tokens, max(0.5, 1 + (seconds - once) / (expected(twice) - once))))
+    return replace(calibration, packed=replace(costs, whole=tuple(whole)))
 
 
 def _with_float_models(calibration: Calibration, tell: Tell) -> Calibration:
-    from moonlet.cli.measure_models import float_slice
+    from moonlet.model.slices import float_slice
 
     tell("steps of small models in torch")
-    types: dict[str, str] = dict.fromkeys(PARTS, "F32")
-    costs = _fixed(calibration, calibration.torch, LIKE_NANO, float_slice, types)
+    form = Form(float_slice, "F32", {})
+    costs = _fixed(calibration, calibration.torch, LIKE_NANO, form)
     calibration = replace(calibration, torch=costs)
-    growth = _growth(calibration, LIKE_NANO, float_slice, types)
+    tell("prompts of a model in torch")
+    numbers = LIKE_NANO.num_hidden_layers * LIKE_NANO.hidden_size
+    growth = tuple(
+        (tokens, max(0.0, seconds - expected(calibration)) / numbers)
+        for tokens, seconds, expected in _grown(LIKE_NANO, form)
+    )
     return replace(calibration, torch=replace(costs, growth=growth))
 
 
-def _fixed(
-    calibration: Calibration,
-    costs: Costs,
-    config: ModelConfig,
-    build: "Callable[[ModelConfig], Model]",
-    types: Mapping[str, str],
-) -> Costs:
+def _fixed(calibration: Calibration, costs: Costs, config: ModelConfig, form: Form) -> Costs:
     """`costs` with the seconds of a step and its layers beyond their operations: three unknowns, three models."""
-    from moonlet.cli.measure_parts import timed
+    from moonlet.model.operations import timed_in_turn
     from moonlet.model.speed import Decode
 
-    beyond = []
-    for dense, moe in DEPTHS:
-        cut = replace(config, num_hidden_layers=dense + moe, first_k_dense_replace=dense)
-        decode = Decode(build(cut), 0, 1, STEPS)
-        seconds = timed(decode.run, 0.5) / STEPS
-        beyond.append(seconds - decode_seconds(_weights(cut, types), calibration, STEPS / 2))
+    cuts = [replace(config, num_hidden_layers=d + m, first_k_dense_replace=d) for d, m in DEPTHS]
+    times = timed_in_turn([Decode(form.build(cut), 0, 1, STEPS).run for cut in cuts], IN_TURN_S)
+    beyond = [
+        max(0.0, seconds / STEPS - decode_seconds(form.weights(cut), calibration, STEPS / 2))
+        for cut, seconds in zip(cuts, times, strict=True)
+    ]
     (d0, m0), (d1, _), (_, m2) = DEPTHS
     dense_layer = max(0.0, (beyond[1] - beyond[0]) / (d1 - d0))
     moe_layer = max(0.0, (beyond[2] - beyond[0]) / (m2 - m0))
-    step = max(0.0, beyond[0] - d0 * dense_layer - m0 * moe_layer)
-    return replace(costs, step=step, dense_layer=dense_layer, moe_layer=moe_layer)
+    layers = d0 * dense_layer + m0 * moe_layer
+    # Together they are what the first model took, also where the differences are too large for that.
+    share = min(1.0, beyond[0] / layers) if layers else 0.0
+    step = beyond[0] - share * layers
+    return replace(costs, step=step, dense_layer=share * dense_layer, moe_layer=share * moe_layer)
 
 
-def _growth(
-    calibration: Calibration,
-    config: ModelConfig,
-    build: "Callable[[ModelConfig], Model]",
-    types: Mapping[str, str],
-) -> tuple[tuple[float, float], ...]:
-    """Seconds per layer and number of the hidden state that so many tokens take beyond all else."""
-    from moonlet.cli.measure_parts import timed
+def _grown(config: ModelConfig, form: Form) -> Iterator[tuple[float, float, Expected]]:
+    """Steps of more and more tokens: how many, the seconds that they take, and what a calibration expects."""
+    from moonlet.model.operations import timed_in_turn
     from moonlet.model.speed import Decode, Prefill
 
-    model, weights = build(config), _weights(config, types)
-    beyond = [(1.0, 0.0)]
-    for batch in BATCHES:
-        seconds = timed(Decode(model, 0, batch, STEPS).run, 0.3) / STEPS
-        expected = decode_seconds(weights, calibration, STEPS / 2, batch)
-        beyond.append((float(batch), seconds - expected))
-    for tokens in LENGTHS:
-        seconds = timed(Prefill(model, tokens).run, 0.3)
-        beyond.append((float(tokens), seconds - prefill_seconds(weights, calibration, tokens)))
-    numbers = config.num_hidden_layers * config.hidden_size
-    return tuple((tokens, max(0.0, seconds) / numbers) for tokens, seconds in beyond)
-
-
-def _weights(config: ModelConfig, types: Mapping[str, str]) -> Weights:
-    """As `build` stores them; what `types` does not name is EXPERTS."""
-    stored = {}
-    for part, size in model_sizes(config).parts.items():
-        kind = types.get(part, EXPERTS)
-        stored[part] = {kind: size.parameters * TYPES[kind].bits_per_value / 8}
-    return Weights(config, "measured", stored)
+    model, weights = form.build(config), form.weights(config)
+    decodes = [Decode(model, 0, batch, STEPS).run for batch in BATCHES]
+    times = timed_in_turn(
+        [*decodes, *(Prefill(model, tokens).run for tokens in LENGTHS)], IN_TURN_S
+    )
+    for batch, seconds in zip(BATCHES, times[: len(BATCHES)], strict=True):
+        yield batch, seconds / STEPS, partial(decode_seconds, weights, depth=STEPS / 2, batch=batch)
+    for tokens, seconds in zip(LENGTHS, times[len(BATCHES) :], strict=True):
+        yield tokens, seconds, partial(prefill_seconds, weights, tokens=tokens)
 
 
 @contextmanager

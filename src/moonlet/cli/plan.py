@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moonlet.cli.console import UsageError, add_json_flag, print_json
+from moonlet.cli.models import describe
+from moonlet.cli.plan_train import add_training_options, run_training
 
 if TYPE_CHECKING:
     from moonlet.plan.answer import Answer, Question
@@ -51,6 +53,7 @@ def add_parser(commands: Any) -> None:
     _add_hardware(parser)
     _add_load(parser)
     _add_money(parser)
+    add_training_options(parser)
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw memory, speed over context and cost over use, as .svg, "
                         ".png or .pdf (needs moonlet[plot])")  # fmt: skip
     parser.add_argument(
@@ -143,6 +146,8 @@ def run(args: Namespace) -> int:
         from moonlet.cli.measure import measure
 
         measure()
+    if args.train is not None:
+        return _train(args)
     from moonlet.cli.plan_document import document
 
     question, notes = _question(args)
@@ -173,6 +178,12 @@ def _plot(
         draw(path, question, answers, found)
     else:
         print("moonlet: nothing fits, so that --plot has nothing to draw", file=sys.stderr)
+
+
+def _train(args: Namespace) -> int:
+    machine, notes = machine_of(args)
+    found = run_training(args, describe(args.model).config, machine, notes)
+    return 0 if found.get("fits", True) else 1
 
 
 def _question(args: Namespace) -> "tuple[Question, tuple[str, ...]]":

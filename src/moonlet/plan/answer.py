@@ -13,10 +13,12 @@ from moonlet.plan.machine import Machine
 from moonlet.plan.memory import buffers_bytes, cache_bytes_per_token, vision_bytes
 from moonlet.plan.placement import Load, Placement, Refusal, place
 from moonlet.plan.predict import Predictor, Speeds
+from moonlet.plan.resident import computes_in_float32, resident
 from moonlet.plan.stored import weights_as
 from moonlet.plan.weights import Weights
 
 CHUNK = 2048  # tokens of a prompt that are computed at once, for the size of buffers
+OUR_OWN = "moonlet"
 CALIBRATED = 0.12  # one standard deviation of a speed's logarithm on a machine that was measured
 
 
@@ -116,10 +118,20 @@ def answer(question: Question, engine: Engine, measured: "Speeds | None" = None)
         return Answer(
             question, engine, weights, refusal=Refusal(engine, engine.rest[0], 0.0, reason)
         )
-    placement = place(engine, weights, question.machine, question.load())
+    kept, load = weights, question.load()
+    if engine.name == OUR_OWN:
+        kept = resident(weights)
+        load = replace(load, cache_token_bytes=_our_cache_bytes(weights))
+    placement = place(engine, kept, question.machine, load)
     if isinstance(placement, Refusal):
         return Answer(question, engine, weights, refusal=placement)
     return _timed(Answer(question, engine, weights, placement), placement, measured)
+
+
+def _our_cache_bytes(weights: Weights) -> float:
+    """Of a token: moonlet computes in one type and caches in it, whatever is asked."""
+    kind = "fp32" if computes_in_float32(weights) else "bf16"
+    return cache_bytes_per_token(weights.config, kind)
 
 
 def _timed(bare: Answer, placement: Placement, measured: "Speeds | None") -> Answer:

@@ -33,7 +33,8 @@ class Costs:
     routed experts and the tokens of each, where they go another way than other matrices. attend: of a decoded
     token's attention, per visible position and cached number, over the number of heads. score: of prefill's
     attention, per multiplication. step, dense_layer, moe_layer: whatever else a step and its layers take with
-    one token. growth: what more tokens add to that, per layer and number of the hidden state.
+    one token. growth: what more tokens add to that, per layer and number of the hidden state. whole: what a
+    model of many matrices takes over the sum of its operations, by tokens.
     """
 
     matrix: Mapping[str, Curve] = field(hash=False)
@@ -44,6 +45,7 @@ class Costs:
     dense_layer: float
     moe_layer: float
     growth: Curve
+    whole: Curve
 
 
 @dataclass(frozen=True)
@@ -170,6 +172,7 @@ def _costs(value: Any, where: str) -> Costs:
         experts=_curves(value["experts"], f"{where}.experts"),
         attend=_curve(value["attend"], f"{where}.attend"),
         growth=_curve(value["growth"], f"{where}.growth"),
+        whole=_curve(value["whole"], f"{where}.whole"),
         **{name: _number(value[name], f"{where}.{name}") for name in numbers},
     )
 

@@ -289,7 +289,8 @@ def _read(cluster: ServingCluster, per_s: float, requests: int) -> tuple[list[_G
     taken, groups = 0, []
     while taken < requests:
         now = max(now, taken / per_s)  # request i comes at i / per_s
-        arrived = min(max(int(now * per_s), taken) + 1, requests)  # rounding must not lose the one at hand
+        # Rounding must not lose the request at hand.
+        arrived = min(max(int(now * per_s), taken) + 1, requests)
         count = min(arrived - taken, most)
         seconds = side.prefill_step(count * cluster.prompt / side.gpus).seconds
         now, worked = now + seconds, worked + seconds

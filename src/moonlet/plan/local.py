@@ -1,33 +1,27 @@
 """How long a step takes in moonlet's own engine on this machine, from what `moonlet plan --measure` measured.
 
-    step  = fixed seconds + sum over layers + head
-    layer = fixed seconds
-          + growth(tokens) * hidden size              norms, routing, sums: what is done token by token
-          + weights of each matrix * matrix(tokens)   one token is bound by reading them, many by computing
-          + weights of the experts that are asked * matrix(tokens of each)
-          + attention
+    step     = fixed + layers * growth(tokens) * hidden size + attention + whole(tokens) * products
+    fixed    = seconds of a step, of each dense layer and of each MoE layer, however small
+    products = weights of each matrix * matrix(tokens)          one token is bound by reading, many by computing
+             + weights of the experts asked * matrix(tokens of each)
 
 Attention of a decoded token reads what is cached: positions * latent size * attend(heads). Attention of a prompt
 multiplies: pairs of positions * heads * numbers * score. Experts are chosen evenly (`Weights.distinct_experts`).
+`growth` is what torch does token by token beside its products; `whole` is what the kernels lose between theirs.
 """
 
 from collections.abc import Mapping
+from functools import cache
 
 from moonlet.config import ModelConfig
 from moonlet.config.sizes import model_sizes
 from moonlet.config.tensors import Part
 from moonlet.plan.calibration import Calibration, Costs, Curve, at
 from moonlet.plan.weights import Weights
-from moonlet.quant.types import TYPES
 
 FLOATS = {"BFLOAT16": "BF16", "FLOAT16": "F16", "FLOAT32": "F32", "BF16": "BF16", "F16": "F16", "F32": "F32"}  # fmt: skip
 SMALL_BYTES = 10**9  # a float model below this computes in float32, as the engine does
 _LAYERED: tuple[Part, ...] = ("attention", "dense", "router", "shared_experts")
-_BITS = {kind.name: kind.bits_per_value for kind in TYPES.values()} | {
-    "INT4": 4.5,
-    "FP8": 8.0,
-    "NVFP4": 4.5,
-}
 
 
 def decode_seconds(
@@ -60,21 +54,30 @@ def _step(weights: Weights, calibration: Calibration, batch: int, new: int, dept
     packed = is_packed(weights)
     costs = calibration.packed if packed else calibration.torch
     tokens = batch * new
-    types = _types(weights, packed)
-    dense = c.first_k_dense_replace
-    seconds = costs.step + dense * costs.dense_layer + weights.num_moe_layers * costs.moe_layer
-    seconds += c.num_hidden_layers * c.hidden_size * at(costs.growth, tokens)
+    fixed = costs.step + weights.num_moe_layers * costs.moe_layer
+    fixed += c.first_k_dense_replace * costs.dense_layer
+    growth = c.num_hidden_layers * c.hidden_size * at(costs.growth, tokens)
+    attention = _attention if packed or new == 1 else _attention_of_torch
+    scores = c.num_hidden_layers * attention(c, costs, batch, new, depth)
+    # Beyond the longest prompt that was measured a whole model loses what it lost there.
+    whole = at(costs.whole, min(tokens, costs.whole[-1][0]))
+    return fixed + growth + scores + whole * _products(weights, costs, tokens, batch)
+
+
+def _products(weights: Weights, costs: Costs, tokens: int, logits: int) -> float:
+    """Of all matrices in a step of so many tokens, the head's for `logits` of them."""
+    c = weights.config
+    types = _types(weights, is_packed(weights))
     parameters = {part: size.parameters for part, size in model_sizes(c).parts.items()}
+    seconds = parameters["head"] * _per_weight(costs.matrix, types.get("head", {}), logits)
     for part in _LAYERED:
         seconds += parameters.get(part, 0) * _per_weight(costs.matrix, types.get(part, {}), tokens)
-    seconds += parameters["head"] * _per_weight(costs.matrix, types.get("head", {}), batch)
     if weights.num_moe_layers:
         asked = weights.distinct_experts(tokens)
         each = tokens * c.num_experts_per_tok / asked
         per_weight = _per_weight(costs.experts or costs.matrix, types.get("experts", {}), each)
         seconds += parameters["experts"] * asked / c.n_routed_experts * per_weight
-    attention = _attention if packed or new == 1 else _attention_of_torch
-    return seconds + c.num_hidden_layers * attention(c, costs, batch, new, depth)
+    return seconds
 
 
 def _attention(c: ModelConfig, costs: Costs, batch: int, new: int, depth: float) -> float:
@@ -108,7 +111,7 @@ def _pairs(new: int, depth: float) -> float:
 
 def _types(weights: Weights, packed: bool) -> dict[Part, dict[str, float]]:
     """By part, the types that it computes with and which share of its weights has each."""
-    sizes = model_sizes(weights.config)
+    sizes, bits = model_sizes(weights.config), _bits()
     small = 4 * sizes.parameters(*sizes.parts) < SMALL_BYTES
     found: dict[Part, dict[str, float]] = {}
     for part, by_type in weights.stored.items():
@@ -116,9 +119,9 @@ def _types(weights: Weights, packed: bool) -> dict[Part, dict[str, float]]:
         numbers: dict[str, float] = {}
         for stored, num_bytes in by_type.items():
             kind = FLOATS.get(stored.upper(), stored.upper())
-            count = num_bytes / (_BITS.get(kind) or average or 1)
-            if kind not in _BITS:  # known by its size alone
-                kind = min(_BITS, key=lambda name: abs(_BITS[name] - average))
+            count = num_bytes / (bits.get(kind) or average or 1)
+            if kind not in bits:  # known by its size alone
+                kind = min(bits, key=lambda name: abs(bits[name] - average))
             if packed and part != "router" and kind in ("F32", "F16", "BF16", "FP8"):
                 kind = "Q8_0"
             elif small and not packed:
@@ -138,4 +141,14 @@ def _per_weight(curves: Mapping[str, Curve], types: Mapping[str, float], tokens:
 
 
 def _distance(known: str, kind: str) -> float:
-    return 0.0 if known == kind else 1e-3 + abs(_BITS.get(known, 1e3) - _BITS[kind])
+    bits = _bits()
+    return 0.0 if known == kind else 1e-3 + abs(bits.get(known, 1e3) - bits[kind])
+
+
+@cache
+def _bits() -> dict[str, float]:
+    """By type, the bits that a weight takes, its share of the scales included."""
+    from moonlet.quant.types import TYPES  # with numpy, which not every answer needs
+
+    found = {kind.name: kind.bits_per_value for kind in TYPES.values()}
+    return found | {"INT4": 4.5, "FP8": 8.0, "NVFP4": 4.5}

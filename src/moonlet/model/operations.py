@@ -1,14 +1,10 @@
-"""How long single operations take here: matrices of every type, attention, reading the drive.
+"""How long single operations take here: matrices of every type, and attention.
 
-Times are medians of a few runs on all threads, seconds unless they say otherwise.
+Times are those of all threads together.
 """
 
-import os
-import tempfile
 import time
-from collections.abc import Callable
-from contextlib import suppress
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
@@ -17,10 +13,10 @@ import torch
 import torch.nn.functional as F
 
 from moonlet import kernels
-from moonlet.cli.measure_models import Pool
 from moonlet.kernels.limits import available_bytes
 from moonlet.model.attention import attend
 from moonlet.model.moe import grouped_linear
+from moonlet.model.slices import Pool
 from moonlet.plan.calibration import Curve
 from moonlet.quant.types import TYPES
 
@@ -30,21 +26,33 @@ COLUMNS = 2048
 HEADS = (4, 16, 64, 128)
 DEPTH, PROMPT, LATENT, VALUES = 2048, 768, 576, 512
 BUDGET_S = 0.1  # for one timing
-LEAST, MOST = 3, 15  # runs of it
-DISK_BYTES = 1 << 30
-DISK_S = 8.0
-_CHUNK = 8 << 20
+LEAST, MOST = 3, 20  # runs of it
 
 
 def timed(run: Callable[[], Any], budget_s: float = BUDGET_S) -> float:
-    """Median seconds of some runs, after one that nobody counts."""
-    run()
-    found: list[float] = []
-    while len(found) < LEAST or (sum(found) < budget_s and len(found) < MOST):
-        start = time.perf_counter()
+    """Seconds of a run: the best but for the first quarter, as what disturbs one only ever makes it slower."""
+    times = in_turn([run], budget_s)[0]
+    return sorted(times)[len(times) // 4]
+
+
+def timed_in_turn(runs: Sequence[Callable[[], Any]], budget_s: float) -> list[float]:
+    """Seconds of each, medians as in `moonlet bench`, which takes its cases in turn as well."""
+    return [median(times) for times in in_turn(runs, budget_s)]
+
+
+def in_turn(runs: Sequence[Callable[[], Any]], budget_s: float) -> list[list[float]]:
+    """Seconds of each, run one after the other again and again, after one round that nobody counts."""
+    for run in runs:
         run()
-        found.append(time.perf_counter() - start)
-    return median(found)
+    found: list[list[float]] = [[] for _ in runs]
+    end, rounds = time.perf_counter() + budget_s, 0
+    while rounds < LEAST or (time.perf_counter() < end and rounds < MOST):
+        for run, times in zip(runs, found, strict=True):
+            start = time.perf_counter()
+            run()
+            times.append(time.perf_counter() - start)
+        rounds += 1
+    return found
 
 
 def kernel_types() -> dict[str, list[str]]:
@@ -74,7 +82,7 @@ def _product(matrix: kernels.Matrix, tokens: int) -> Callable[[], Any]:
 
 def decode_attention() -> Curve:
     """Seconds per visible position and cached number, over heads; every layer has a cache of its own."""
-    layers = 24
+    layers = max(1, min(MATRIX_BYTES, available_bytes() // 16) // (2 * DEPTH * LATENT))
     pages = np.zeros((layers, 1, DEPTH, LATENT), np.uint16)
     pages[:] = (
         np.random.default_rng(0).standard_normal(LATENT).astype(np.float32).view(np.uint32) >> 16
@@ -151,27 +159,3 @@ def torch_prefill_attention(heads: int = 4, width: int = 64) -> float:
     with torch.inference_mode():
         seconds = timed(lambda: attend(q, k, v, None, 0.1))
     return seconds / (PROMPT * (PROMPT + 1) / 2 * heads * 2 * width)
-
-
-def disk_rate(folder: Path) -> float | None:
-    """Bytes per second of reading what the system does not hold in memory; None where that cannot be had.
-
-    Writes 1 GiB, or less where little is free, which goes away whatever happens.
-    """
-    with suppress(OSError), tempfile.TemporaryFile(dir=folder) as file:
-        status = os.fstatvfs(file.fileno())
-        size = min(DISK_BYTES, status.f_bavail * status.f_frsize // 8) // _CHUNK * _CHUNK
-        if size < 8 * _CHUNK or not hasattr(os, "posix_fadvise"):
-            return None
-        piece, start = os.urandom(_CHUNK), time.perf_counter()
-        while file.tell() < size and time.perf_counter() - start < DISK_S:
-            file.write(piece)
-        size = file.tell()
-        os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        file.seek(0)
-        room, done, start = memoryview(bytearray(_CHUNK)), 0, time.perf_counter()
-        while done < size and time.perf_counter() - start < DISK_S:
-            done += file.raw.readinto(room)  # type: ignore[union-attr]
-        return done / (time.perf_counter() - start)
-    return None
