@@ -1,5 +1,6 @@
 """`moonlet plan MODEL`: does it fit, where does it go, how fast, with which command, and what would an API cost."""
 
+import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Sequence
 from dataclasses import replace
@@ -152,17 +153,31 @@ def run(args: Namespace) -> int:
     question, notes = _question(args)
     answers = _answers(question, args)
     found = document(args, question, answers, notes)
+    fits = any(answer.fits for answer in answers)
     if args.plot is not None:
-        from moonlet.cli.plan_plot import draw
-
-        draw(args.plot, question, answers, found)
+        _plot(args.plot, question, answers, found, fits)
     if args.json:
         print_json(found)
     else:
         from moonlet.cli.plan_report import print_plan
 
         print_plan(found)
-    return 0 if any(answer.fits for answer in answers) else 1
+    return 0 if fits else 1
+
+
+def _plot(
+    path: Path,
+    question: "Question",
+    answers: "Sequence[Answer]",
+    found: dict[str, Any],
+    fits: bool,
+) -> None:
+    if fits:
+        from moonlet.cli.plan_plot import draw
+
+        draw(path, question, answers, found)
+    else:
+        print("moonlet: nothing fits, so that --plot has nothing to draw", file=sys.stderr)
 
 
 def _train(args: Namespace) -> int:
