@@ -131,7 +131,7 @@ def place(
         return Refusal(engine, "vram", 0.0, f"{engine.name} does not run on Apple chips")
     if engine.unified and "vram" not in capacity:
         return Refusal(engine, "vram", 0.0, f"{engine.name} runs on Apple chips only")
-    homes = [tier for tier in engine.rest if tier in capacity]
+    homes: list[Tier] = [tier for tier in engine.rest if tier in capacity]
     if not homes:
         reason = f"{engine.name} needs {_WORDS[engine.rest[0]]}, and there is none"
         return Refusal(engine, engine.rest[0], 0.0, reason)
@@ -178,7 +178,7 @@ def _share_of_down(config: ModelConfig) -> float:
 
 def _with_experts(empty: Placement) -> Placement | Refusal:
     engine, home, capacity = empty.engine, empty.rest_in, empty.capacity
-    tiers = [tier for tier in engine.experts if tier in capacity]
+    tiers: list[Tier] = [tier for tier in engine.experts if tier in capacity]
     over = empty.used(home) - capacity[home]
     if over > 0:
         elsewhere = sum(max(capacity[tier], 0.0) for tier in tiers if tier != home)
@@ -190,7 +190,7 @@ def _with_experts(empty: Placement) -> Placement | Refusal:
             shares[tier] = taken / empty.expert_bytes
         left -= taken
     if left > 1e-6 * empty.expert_bytes:
-        last = [tier for tier in tiers if tier != "disk"][-1]
+        last: Tier = [tier for tier in tiers if tier != "disk"][-1]
         return _too_much(engine, last, left - min(capacity[last], 0.0))
     if engine.hybrid and shares.get("vram", 1.0) == 1:
         reason = f"{engine.name} is for models that the GPUs cannot hold, and they can: take sglang or vllm"
