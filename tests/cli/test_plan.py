@@ -298,6 +298,8 @@ def test_commands_are_whole_lines(capsys: pytest.CaptureFixture[str]) -> None:
 def test_apple_chips_are_not_upgraded_and_run_no_cuda(capsys: pytest.CaptureFixture[str]) -> None:
     found = planned(capsys, "moonlight-16b-a3b", "--gpu", "1xm3-ultra-512")
     assert found["upgrades"] == []
+    argv = ["moonlight-16b-a3b", "--gpu", "1xm3-ultra-512", "--engine", "moonlet"]
+    assert planned(capsys, *argv)["upgrades"] == []
     assert {plan["engine"] for plan in found["plans"] if plan["fits"]} == {"llama.cpp", "mlx", "moonlet"}  # fmt: skip
 
 
