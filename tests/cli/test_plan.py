@@ -268,7 +268,7 @@ def test_it_says_first_what_is_missing(capsys: pytest.CaptureFixture[str]) -> No
     argv = ["kimi-k2.5", "--gpu", "2xh100", "--engine", "vllm"]
     missing = planned(capsys, *argv, status=1)["plans"][0]["missing_bytes"]
     first, near, *_ = printed(capsys, *argv, status=1).splitlines()
-    assert f"does not fit on 2xh100 + 2x EPYC 9654: {missing / 1e9:,.0f} GB" in first
+    assert f"does not fit on 2xh100 + 2x EPYC 9654: {int(missing) / 1e9:,.0f} GB" in first
     assert near.startswith("The nearest thing that works: ")
 
 
