@@ -298,12 +298,14 @@ def test_commands_are_whole_lines(capsys: pytest.CaptureFixture[str]) -> None:
 def test_apple_chips_are_not_upgraded_and_run_no_cuda(capsys: pytest.CaptureFixture[str]) -> None:
     found = planned(capsys, "moonlight-16b-a3b", "--gpu", "1xm3-ultra-512")
     assert found["upgrades"] == []
+    argv = ["moonlight-16b-a3b", "--gpu", "1xm3-ultra-512", "--engine", "moonlet"]
+    assert planned(capsys, *argv)["upgrades"] == []
     assert {plan["engine"] for plan in found["plans"] if plan["fits"]} == {"llama.cpp", "mlx", "moonlet"}  # fmt: skip
 
 
 def test_several_nodes_are_for_engines_that_can(capsys: pytest.CaptureFixture[str]) -> None:
     found = planned(capsys, "kimi-k2.5", "--gpu", "8xh100", "--nodes", "4")
-    assert {plan["engine"] for plan in found["plans"] if plan["fits"]} == {"sglang", "vllm"}
+    assert {plan["engine"] for plan in found["plans"] if plan["fits"]} == {"llama.cpp", "sglang", "vllm"}  # fmt: skip
 
 
 def test_one_token_of_context(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,7 @@ from moonlet.cli.plan_train import add_training_options, run_training
 
 if TYPE_CHECKING:
     from moonlet.plan.answer import Answer, Question
+    from moonlet.plan.calibration import Calibration
     from moonlet.plan.machine import Machine
 
 CONTEXT, PROMPT, ANSWER = 32_768, 2048, 512  # tokens, where the model has as many
@@ -143,9 +144,7 @@ def run(args: Namespace) -> int:
 
         return check(args.check_claims, as_json=args.json)
     if args.measure:
-        from moonlet.cli.measure import measure
-
-        measure()
+        _measure(args)
     if args.train is not None:
         return _train(args)
     from moonlet.cli.plan_document import document
@@ -181,7 +180,7 @@ def _plot(
 
 
 def _train(args: Namespace) -> int:
-    machine, notes = machine_of(args)
+    machine, _, notes = hardware(args)
     found = run_training(args, describe(args.model).config, machine, notes)
     return 0 if found.get("fits", True) else 1
 
@@ -192,7 +191,7 @@ def _question(args: Namespace) -> "tuple[Question, tuple[str, ...]]":
     from moonlet.plan.answer import Question
     from moonlet.plan.drafts import gained
 
-    machine, notes = machine_of(args)
+    machine, measured, notes = hardware(args)
     weights = planned(args.model, args.quantization)
     config = weights.config
     context = args.context or min(CONTEXT, config.max_position_embeddings)
@@ -208,6 +207,7 @@ def _question(args: Namespace) -> "tuple[Question, tuple[str, ...]]":
         drafted=args.draft or 0,
         accepted=args.accepted,
         hits=args.expert_hits,
+        measured=measured,
         weights=weights,
     )
     gained(question.drafted, args.accepted)  # raises where there are too many
@@ -220,18 +220,36 @@ def _question(args: Namespace) -> "tuple[Question, tuple[str, ...]]":
     return question, notes
 
 
-def machine_of(args: Namespace) -> "tuple[Machine, tuple[str, ...]]":
-    """The hardware that the command line describes, or this machine, and what was assumed of it."""
-    said = {name: getattr(args, name) for name in HARDWARE if getattr(args, name) is not None}
-    if not said:
-        from moonlet.plan.detect import detect_machine
+def _measure(args: Namespace) -> None:
+    """Raises UsageError and OSError."""
+    if _said(args):
+        raise UsageError("--measure is for this machine: leave out what describes another")
+    from moonlet.cli.measure import run_measure
 
-        found = detect_machine()
-        return found.machine, found.notes
-    from moonlet.plan.describe import describe_machine
+    print(f"moonlet: measured; kept in {run_measure()}", file=sys.stderr)
 
-    names = {"ram": "ram_gb", "disk": "disk_gb", "network": "network_gbit"}
-    return describe_machine(**{names.get(name, name): value for name, value in said.items()})
+
+def _said(args: Namespace) -> dict[str, Any]:
+    """What the command line says of the hardware."""
+    return {name: getattr(args, name) for name in HARDWARE if getattr(args, name) is not None}
+
+
+def hardware(args: Namespace) -> "tuple[Machine, Calibration | None, tuple[str, ...]]":
+    """The machine that the command line describes, or this one with what was measured of it, and what was assumed."""
+    if said := _said(args):
+        from moonlet.plan.describe import describe_machine
+
+        names = {"ram": "ram_gb", "disk": "disk_gb", "network": "network_gbit"}
+        machine, notes = describe_machine(**{names.get(k, k): value for k, value in said.items()})
+        return machine, None, notes
+    from moonlet.plan.calibration import calibrated, fingerprint, load_calibration
+    from moonlet.plan.detect import detect_machine
+
+    found = detect_machine()
+    measured, problem = load_calibration(fingerprint(found))
+    if measured is None:
+        return found.machine, None, (*found.notes, *([problem] if problem else []))
+    return calibrated(found.machine, measured), measured, (f"measured on {measured.date}",)
 
 
 def _kind(label: str) -> str:

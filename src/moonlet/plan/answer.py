@@ -6,9 +6,11 @@ from functools import lru_cache
 
 from moonlet.config import ModelConfig
 from moonlet.errors import ConfigError
+from moonlet.plan.calibration import Calibration
 from moonlet.plan.drafts import Drafted
 from moonlet.plan.engines import Engine, Tier
 from moonlet.plan.factors import all_factors
+from moonlet.plan.local import Local
 from moonlet.plan.machine import Machine
 from moonlet.plan.memory import buffers_bytes, cache_bytes_per_token, vision_bytes
 from moonlet.plan.placement import Load, Placement, Refusal, place
@@ -30,7 +32,7 @@ class Question:
     """What is to run where. context: tokens of each of `streams`. prompt, answer: of a usual request.
 
     drafted, accepted: of speculative decoding (drafts.py). hits: of reads of experts that lie on the disk, the
-    share that memory answers.
+    share that memory answers. measured: of `machine`, for moonlet's own speed in place of the fitted factors.
     """
 
     config: ModelConfig
@@ -45,6 +47,7 @@ class Question:
     drafted: int = 0
     accepted: float = 0.0
     hits: float = 0.0
+    measured: Calibration | None = None
     weights: Weights | None = None
 
     def stored(self) -> Weights:
@@ -110,8 +113,8 @@ class Answer:
         return self.placement is not None
 
 
-def answer(question: Question, engine: Engine, measured: "Speeds | None" = None) -> Answer:
-    """What `engine` makes of `question`. measured: of this machine, in place of the fitted factors."""
+def answer(question: Question, engine: Engine) -> Answer:
+    """What `engine` makes of `question`. Raises ConfigError."""
     weights = question.stored()
     if not engine.runs(weights.label if question.weights is None else question.quantization):
         reason = f"{engine.name} does not run weights stored as {question.quantization}"
@@ -128,7 +131,7 @@ def answer(question: Question, engine: Engine, measured: "Speeds | None" = None)
             grown = f"; it keeps these types in {kept.total_bytes / 1e9:,.1f} GB"
             placement = replace(placement, reason=placement.reason + grown)
         return Answer(question, engine, weights, refusal=placement)
-    return _timed(Answer(question, engine, weights, placement), placement, kept, measured)
+    return _timed(Answer(question, engine, weights, placement), placement, kept)
 
 
 def _our_cache_bytes(weights: Weights) -> float:
@@ -137,18 +140,21 @@ def _our_cache_bytes(weights: Weights) -> float:
     return cache_bytes_per_token(weights.config, kind)
 
 
-def _timed(bare: Answer, placement: Placement, kept: Weights, measured: "Speeds | None") -> Answer:
+def _timed(bare: Answer, placement: Placement, kept: Weights) -> Answer:
     """kept: the weights as the engine reads them in memory."""
     question, machine = bare.question, bare.question.machine
     known = all_factors()[bare.engine.name]
-    speeds: Speeds = measured or Predictor(
+    measured = question.measured if bare.engine.name == OUR_OWN else None
+    speeds: Speeds = Predictor(
         kept, machine, placement, known.factors, question.quantization, question.hits
     )
+    if measured is not None:
+        speeds = Local(bare.weights, measured)
     if question.drafted:
         speeds = Drafted(speeds, question.drafted, question.accepted)
 
     def about(value: float, regime: str) -> Estimate:
-        low, high = known.interval(regime, value) if measured is None else measured_interval(value)
+        low, high = measured_interval(value) if measured else known.interval(regime, value)
         return Estimate(value, low, high)
 
     first = sum(speeds.prefill_parts(question.prompt).values())
@@ -171,7 +177,7 @@ def _timed(bare: Answer, placement: Placement, kept: Weights, measured: "Speeds 
         all_tok_s=many,
         decode_tok_s=together,
         step_parts=step,
-        rows=known.rows if measured is None else (),
+        rows=() if measured else known.rows,
     )
 
 

@@ -11,6 +11,7 @@ multiplies: pairs of positions * heads * numbers * score. Experts are chosen eve
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 
 from moonlet.config import ModelConfig
@@ -28,14 +29,28 @@ def decode_seconds(
     weights: Weights, calibration: Calibration, depth: float, batch: int = 1
 ) -> float:
     """One step of `batch` sequences, each with `depth` tokens behind it."""
-    return _step(weights, calibration, batch, 1, depth)
+    return sum(_step(weights, calibration, batch, 1, depth).values())
 
 
 def prefill_seconds(
     weights: Weights, calibration: Calibration, tokens: int, depth: float = 0
 ) -> float:
     """A prompt of `tokens` after `depth` that are cached, up to the logits of its last token."""
-    return _step(weights, calibration, 1, tokens, depth)
+    return sum(_step(weights, calibration, 1, tokens, depth).values())
+
+
+@dataclass(frozen=True)
+class Local:
+    """The seconds that `Predictor` has for other machines: what takes them in moonlet on this one."""
+
+    weights: Weights
+    calibration: Calibration
+
+    def step_parts(self, streams: float, context: float) -> dict[str, float]:
+        return _step(self.weights, self.calibration, streams, 1, context)
+
+    def prefill_parts(self, tokens: float) -> dict[str, float]:
+        return _step(self.weights, self.calibration, 1, tokens, 0)
 
 
 def is_packed(weights: Weights) -> bool:
@@ -49,7 +64,9 @@ def is_packed(weights: Weights) -> bool:
     return not kinds <= set(FLOATS)
 
 
-def _step(weights: Weights, calibration: Calibration, batch: int, new: int, depth: float) -> float:
+def _step(
+    weights: Weights, calibration: Calibration, batch: float, new: float, depth: float
+) -> dict[str, float]:
     c = weights.config
     packed = is_packed(weights)
     costs = calibration.packed if packed else calibration.torch
@@ -61,11 +78,17 @@ def _step(weights: Weights, calibration: Calibration, batch: int, new: int, dept
     scores = c.num_hidden_layers * attention(c, costs, batch, new, depth)
     # Beyond the longest prompt that was measured a whole model loses what it lost there.
     whole = at(costs.whole, min(tokens, costs.whole[-1][0]))
-    return fixed + growth + scores + whole * _products(weights, costs, tokens, batch)
+    rest, experts = _products(weights, costs, tokens, batch)
+    return {
+        "layers": fixed + growth,
+        "cache": scores,
+        "rest": whole * rest,
+        "experts in RAM": whole * experts,
+    }
 
 
-def _products(weights: Weights, costs: Costs, tokens: int, logits: int) -> float:
-    """Of all matrices in a step of so many tokens, the head's for `logits` of them."""
+def _products(weights: Weights, costs: Costs, tokens: float, logits: float) -> tuple[float, float]:
+    """Of all matrices in a step of so many tokens, the head's for `logits` of them; of routed experts."""
     c = weights.config
     types = _types(weights, is_packed(weights))
     parameters = {part: size.parameters for part, size in model_sizes(c).parts.items()}
@@ -76,11 +99,11 @@ def _products(weights: Weights, costs: Costs, tokens: int, logits: int) -> float
         asked = weights.distinct_experts(tokens)
         each = tokens * c.num_experts_per_tok / asked
         per_weight = _per_weight(costs.experts or costs.matrix, types.get("experts", {}), each)
-        seconds += parameters["experts"] * asked / c.n_routed_experts * per_weight
-    return seconds
+        return seconds, parameters["experts"] * asked / c.n_routed_experts * per_weight
+    return seconds, 0.0
 
 
-def _attention(c: ModelConfig, costs: Costs, batch: int, new: int, depth: float) -> float:
+def _attention(c: ModelConfig, costs: Costs, batch: float, new: float, depth: float) -> float:
     """Of one layer, in the absorbed form."""
     if new == 1:
         numbers = batch * (depth + 1) * c.latent_size
@@ -89,7 +112,9 @@ def _attention(c: ModelConfig, costs: Costs, batch: int, new: int, depth: float)
     return _pairs(new, depth) * per_pair * costs.score
 
 
-def _attention_of_torch(c: ModelConfig, costs: Costs, batch: int, new: int, depth: float) -> float:
+def _attention_of_torch(
+    c: ModelConfig, costs: Costs, batch: float, new: float, depth: float
+) -> float:
     """Of one layer, in the form that `moonlet.model.attention` takes: the one with fewer multiplications."""
     visible = new + depth
     expand = c.kv_lora_rank * (c.qk_nope_head_dim + c.v_head_dim)
@@ -104,7 +129,7 @@ def _attention_of_torch(c: ModelConfig, costs: Costs, batch: int, new: int, dept
     return (_pairs(new, depth) * per_pair + again) * costs.score
 
 
-def _pairs(new: int, depth: float) -> float:
+def _pairs(new: float, depth: float) -> float:
     """Positions looked at, summed over the new tokens."""
     return new * depth + new * (new + 1) / 2
 
