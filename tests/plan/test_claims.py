@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moonlet.errors import ConfigError
+from moonlet.plan.claimed_speed import _meets
 from moonlet.plan.claims import judge
 from moonlet.plan.claims_file import EXAMPLES, read_claims
 from moonlet.plan.judged import Judged, within
@@ -24,6 +25,9 @@ EXPERTS = 60 * 384 * 3 * 7168 * 2048
 TOTAL = 1026.408e9
 VISION = (416.87e6 + 54.28e6) * 2  # tower and projector, in bfloat16
 
+# Router, vision and the down projections of attention (7168 x (1536 + 576)), which tensor parallelism does not cut.
+WHOLE = (60 * 384 * 7168 + 61 * 7168 * (1536 + 576)) * 2 + VISION
+
 
 def parts(judged: Judged) -> dict[str, str]:
     return {part.what: part.verdict for part in judged.parts}
@@ -31,6 +35,12 @@ def parts(judged: Judged) -> dict[str, str]:
 
 def text(judged: Judged) -> str:
     return "\n".join(judged.arithmetic)
+
+
+def _needed(sentence: str) -> float:
+    """What a sentence says that weights, cache and buffers take."""
+    number = sentence.partition("buffers are ")[2].partition(" GB")[0]
+    return float(number.replace(",", "")) * 1e9
 
 
 def written(path: Path, *claims: Mapping[str, Any]) -> Path:
@@ -74,6 +84,8 @@ def test_fp16_is_two_terabytes_and_eight_cards_have_a_third_of_it() -> None:
     kept = 8 * (0.05 * 81559 * 2**20 + 0.6e9)
     assert FP16.figures["missing_bytes"] == pytest.approx((short + kept) / 0.97, abs=6e9)
     assert "names no memory of the host" in text(FP16)
+    said = next(line for line in FP16.arithmetic if line.startswith("vllm"))
+    assert _needed(said) == pytest.approx(2 * TOTAL + VISION + 7 * WHOLE + 8 * 1e9, abs=2e9)
 
 
 def test_int4_is_595_gigabytes_whatever_the_guides_say() -> None:
@@ -87,17 +99,26 @@ def test_int4_is_595_gigabytes_whatever_the_guides_say() -> None:
 def test_int4_fits_eight_a100_only_if_an_engine_takes_more_than_usual() -> None:
     left = ON_A100.figures["memory_bytes"] - ON_A100.figures["weight_bytes"]
     assert left == pytest.approx(8 * 80 * GIB - 595.15e9, abs=0.1e9)
-    # Each card holds its eighth, and whole: router, vision and the down projections of attention (7168 x (1536 + 576)).
-    whole = (60 * 384 * 7168 + 61 * 7168 * (1536 + 576)) * 2 + VISION
-    card = (595.15e9 + 7 * whole) / 8
+    # Each card holds its eighth, and some things whole.
+    card = (595.15e9 + 7 * WHOLE) / 8
     assert card + 2.5e9 < 0.95 * 80 * GIB  # with vLLM's runtime
     assert (
         card + 2.5e9 + 4096 * 70272 + 0.7e9 > 0.92 * 80 * GIB
     )  # and cache and buffers: its usual share
-    said = next(line for line in ON_A100.arithmetic if line.startswith("vllm") and "(95 %" in line)
+    usual, said = (line for line in ON_A100.arithmetic if line.startswith("vllm"))
+    assert _needed(usual) == pytest.approx(8 * (card + 4096 * 70272 + 0.7e9), abs=2e9)
+    assert "(95 % of each card" in said
     more = int(said.partition("room for ")[2].partition(" ")[0].replace(",", ""))
     assert 0 < more < (0.95 * 80 * GIB - 2.5e9 - card) / 70272 - 4096
     assert "At the claimed 630.0 GB it would not fit: vllm lacks" in text(ON_A100)
+
+
+def test_what_fits_only_so_may_have_its_speed(tmp_path: Path) -> None:
+    fields = {"precision": "int4", "gpu": "8xa100"}
+    found = parts(judged(tmp_path, "deployment", **fields, tok_s=[40, 80]))
+    assert found == {"fit": "cannot be judged", "speed": "holds"}
+    found = parts(judged(tmp_path, "deployment", **fields, tok_s=9000))
+    assert found == {"fit": "cannot be judged", "speed": "does not hold"}
 
 
 def test_two_h100_are_424_gigabytes_short() -> None:
@@ -176,6 +197,8 @@ FLIPPED = [
     ),
     ("deployment", {"precision": "3.5bpw", "gpu": "m3-ultra-512"}, {"fit": "holds"}),
     ("deployment", {"precision": "4.5bpw", "gpu": "m3-ultra-512"}, {"fit": "does not hold"}),
+    # 514 GB of 550: more than MLX takes by itself, and no flag makes it take more.
+    ("deployment", {"precision": "4bpw", "gpu": "m3-ultra-512"}, {"fit": "does not hold"}),
     ("deployment", {"precision": "3.5bpw", "gpu": "8xh200"}, {"fit": "does not hold"}),
     # Without a precision the bytes may fit, but nothing tells which engine runs them.
     ("deployment", {"size_gb": 595, "gpu": "8xh200"}, {"fit": "cannot be judged"}),
@@ -220,7 +243,9 @@ def test_what_flips_a_verdict(
 def test_engines_of_other_machines_are_not_asked(tmp_path: Path) -> None:
     found = judged(tmp_path, "deployment", precision="3.5bpw", gpu="8xh200")
     assert "No engine that moonlet knows runs 3.5bpw there." in found.arithmetic
-    assert "mlx" not in text(judged(tmp_path, "deployment", precision="int4", gpu="8xh200"))
+    others = text(judged(tmp_path, "deployment", precision="int4", gpu="8xh200"))
+    assert "mlx" not in others
+    assert "ktransformers" not in others  # which shares the work with a host that is not named
     assert "mlx can fill" in text(judged(tmp_path, "deployment", precision="int4", gpu="m3-ultra"))
 
 
@@ -248,6 +273,12 @@ def test_a_speed_is_open_where_it_hangs_on_memory_that_is_not_described(tmp_path
     fast = {"cpu": "epyc 9354"}
     assert speed([high * 0.98, high * 0.99], **fast) == "holds"
     assert speed([low * 1.01, low * 1.02], **fast) == "does not hold"
+
+
+def test_a_speed_between_what_engines_give() -> None:
+    assert _meets((5, 6), (1, 10), [False])[0] == "does not hold"
+    assert _meets((5, 6), (1, 10), [False, False])[0] == "cannot be judged"  # some memory gives it
+    assert _meets((5, 6), (1, 10), [True])[0] == "holds"
 
 
 def test_a_size_may_be_off_by_a_twentieth_of_the_truth() -> None:
