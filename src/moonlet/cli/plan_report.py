@@ -200,9 +200,10 @@ def _stored(plan: dict[str, Any]) -> str:
 
 def _size(num_bytes: float) -> str:
     """594195292672.0 -> "594 GB": one decimal below 10."""
-    text = size(int(num_bytes))
-    number, _, unit = text.partition(" ")
-    return text if len(number) <= 3 else f"{float(number.replace(',', '')):,.0f} {unit}"
+    for scale, unit in ((1e9, "GB"), (1e6, "MB")):
+        if (number := num_bytes / scale) >= 1:
+            return f"{number:,.0f} {unit}" if number >= 9.95 else f"{number:.1f} {unit}"
+    return size(int(num_bytes))
 
 
 def _pair(estimate: dict[str, float]) -> str:

@@ -190,7 +190,7 @@ def _with_experts(empty: Placement) -> Placement | Refusal:
             shares[tier] = taken / empty.expert_bytes
         left -= taken
     if left > 1e-6 * empty.expert_bytes:
-        last: Tier = [tier for tier in tiers if tier != "disk"][-1]
+        last: Tier = "ram" if "ram" in tiers else "vram"  # the slowest that is not a disk
         return _too_much(engine, last, left - min(capacity[last], 0.0))
     if engine.hybrid and shares.get("vram", 1.0) == 1:
         reason = f"{engine.name} is for models that the GPUs cannot hold, and they can: take sglang or vllm"
