@@ -97,9 +97,11 @@ class _Report:
         if near is None:
             self._say("Nothing comes near: take a smaller model or more memory.")
             return
-        plan = near["plan"]
+        plan, what = near["plan"], near["change"]
+        if not what.startswith(plan["engine"]):
+            what += f" with {plan['engine']}"
         self._say(
-            f"The nearest thing that works: {near['change']}: {plan['engine']} with {_stored(plan)}, "
+            f"The nearest thing that works: {what} ({_size(plan['bytes'])}), "
             f"{_pair(plan['each_tok_s'])} tokens/s."
         )
 
