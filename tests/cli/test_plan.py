@@ -260,7 +260,7 @@ def test_it_says_first_whether_it_fits_and_how_fast(capsys: pytest.CaptureFixtur
     found = planned(capsys, *H200)["plans"][0]
     fits, fastest, *_ = printed(capsys, *H200).splitlines()
     assert fits == "moonshotai/Kimi-K2.5 fits on 8xh200 + 2x EPYC 9654."
-    assert fastest.startswith(f"Fastest: {found['engine']} with {found['quantization']} weights")
+    assert fastest.startswith(f"Best: {found['engine']} with {found['quantization']} weights")
     assert f"{found['each_tok_s']['value']:,.0f} (" in fastest
 
 

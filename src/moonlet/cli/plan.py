@@ -258,9 +258,9 @@ def _kind(label: str) -> str:
 
 
 def _answers(question: "Question", args: Namespace) -> "Sequence[Answer]":
-    """One for each engine that is asked for: those that fit, the fastest first, then the others."""
+    """One for each engine that is asked for, the best first, those that do not fit last."""
     from moonlet.plan.answer import answer
-    from moonlet.plan.choice import best
+    from moonlet.plan.choice import best, rank
     from moonlet.plan.engines import engine, engines
 
     chosen = [engine(args.engine)] if args.engine else list(engines().values())
@@ -271,7 +271,7 @@ def _answers(question: "Question", args: Namespace) -> "Sequence[Answer]":
             found.append(answer(question, one))
         else:
             found.append(best(replace(question, weights=None), one, question.weights))
-    return sorted(found, key=lambda plan: -plan.each_tok_s.value if plan.each_tok_s else 0.0)
+    return sorted(found, key=rank)
 
 
 def _whole(text: str) -> int:

@@ -62,7 +62,7 @@ class _Report:
         self._say(f"{self.model} fits on {self.document['machine']['name']}.")
         streams = f"{request['streams']} streams of " if request["streams"] > 1 else ""
         self._say(
-            f"Fastest: {best['engine']} with {_kind(best)} weights ({_size(best['bytes'])}), "
+            f"Best: {best['engine']} with {_kind(best)} weights ({_size(best['bytes'])}), "
             f"{_pair(best['each_tok_s'])} tokens/s, the first after {_seconds(best['first_token_s'])}; "
             f"room for {streams}{request['context']:,} tokens."
         )

@@ -15,6 +15,8 @@ CANDIDATES: dict[str, tuple[str, ...]] = {
     "mlx": ("native", "6.5bpw", "4.5bpw", "3.5bpw", "2.5bpw"),
 }
 
+LOSSLESS = 0.9  # of the published bytes: fewer lose something
+
 
 def candidates(question: Question, engine: Engine) -> list[str]:
     """Quantizations of `question`'s model for `engine`, the largest first."""
@@ -42,3 +44,10 @@ def best(question: Question, engine: Engine, native: Weights | None = None) -> A
             return found
     assert found is not None
     return found
+
+
+def rank(plan: Answer) -> tuple[bool, bool, float]:
+    """What to sort answers by: those that fit, of them those that lose nothing of what was published, the fastest first."""
+    published = replace(plan.question, quantization="native", weights=None).stored().total_bytes
+    loses = plan.weights.total_bytes < LOSSLESS * published
+    return not plan.fits, loses, -plan.each_tok_s.value if plan.each_tok_s else 0.0

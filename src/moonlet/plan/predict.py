@@ -8,7 +8,7 @@
          + weights on disk / bandwidth
 
 What is read of the experts grows with the tokens of a step as if they were chosen evenly
-(`Weights.bytes_read`). The factors are an engine's, fitted to measurements (fit.py, factors.toml); they are
+(`Weights.bytes_read`). The factors are an engine's, fitted to measurements (benchmarks/planner.py, factors.toml); they are
 shares of what the hardware could do at most, and seconds that no bandwidth shortens. Of processors it is a
 core's speed that is fitted: what is measured of llama.cpp differs far less by core than by share of a peak.
 """
