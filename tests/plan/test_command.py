@@ -13,13 +13,24 @@ from hypothesis import strategies as st
 
 from moonlet.cli import convert, serve
 from moonlet.errors import ConfigError, MoonletError, NotSupportedError
+from moonlet.plan.choice import CANDIDATES
 from moonlet.plan.command import _STARTS, MIXES, Step, start_commands
 from moonlet.plan.launch import Launch, engines, made_for
 from moonlet.plan.shell import as_argument
 from moonlet.quant.mixes import NAMES
 
 K25 = "moonshotai/Kimi-K2.5"
-PROGRAMS = ("moonlet", "vllm", "python", "llama-server", "mlx_lm.server", "hf", "ray", "numactl")
+PROGRAMS = (
+    "moonlet",
+    "vllm",
+    "python",
+    "llama-server",
+    "mlx_lm.server",
+    "hf",
+    "ray",
+    "numactl",
+    "mlx_lm.convert",
+)
 
 
 def words(step: Step) -> list[str]:
@@ -156,7 +167,7 @@ def test_ktransformers_fetches_the_weights_that_it_reads_twice() -> None:
 def test_llama_cpp_with_experts_in_memory() -> None:
     (step,) = start_commands(
         Launch(
-            "llama.cpp", "k/K.gguf", "q2_k", gpus=1, cpu_layers=58, chunk=4096, threads=32, numa=2,
+            "llama.cpp", "k/K.gguf", "q2_k", stored="q2_k", gpus=1, cpu_layers=58, chunk=4096, threads=32, numa=2,
             streams=4, context=8192, cache_dtype="q8_0",
         )
     )  # fmt: skip
@@ -192,9 +203,121 @@ def test_mlx_does_not_cut_answers_off() -> None:
     )
 
 
+MOONLIGHT = "moonshotai/Moonlight-16B-A3B"
+
+
+def test_gpu_engines_make_what_they_can_while_they_load() -> None:
+    """Not the published weights under another name: 32 GB of bf16 where 17 GB of fp8 were planned."""
+    for engine in ("vllm", "sglang"):
+        (fp8,) = start_commands(Launch(engine, MOONLIGHT, "fp8", gpus=1))
+        assert option(fp8, "--quantization") == "fp8"
+        (fp16,) = start_commands(Launch(engine, MOONLIGHT, "FP16", gpus=1))
+        assert option(fp16, "--dtype") == "float16"
+        for asked in ("native", "bf16"):
+            (kept,) = start_commands(Launch(engine, MOONLIGHT, asked, gpus=1))
+            assert "--quantization" not in kept.command
+            assert "--dtype" not in kept.command
+        (published,) = start_commands(Launch(engine, "deepseek-ai/DeepSeek-V3", "fp8", gpus=8))
+        assert "--quantization" not in published.command  # it is stored so
+
+
+def test_gpu_engines_take_the_repository_that_is_stored_so() -> None:
+    (vllm,) = start_commands(Launch("vllm", K25, "nvfp4", gpus=8, tensor=8))
+    assert words(vllm)[:3] == ["vllm", "serve", "nvidia/Kimi-K2.5-NVFP4"]
+    assert option(vllm, "--tool-call-parser") == "kimi_k2"
+    (sglang,) = start_commands(Launch("sglang", K25.lower(), "NVFP4", gpus=8, tensor=8))
+    assert option(sglang, "--model-path") == "nvidia/Kimi-K2.5-NVFP4"
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+@pytest.mark.parametrize(
+    ("model", "quantization", "holds"),
+    [
+        (MOONLIGHT, "nvfp4", "bf16"),
+        (MOONLIGHT, "mxfp4", "bf16"),
+        (MOONLIGHT, "int4", "bf16"),
+        (K25, "bf16", "native_int4"),
+        (K25, "fp8", "native_int4"),
+        ("deepseek-ai/DeepSeek-V3", "nvfp4", "fp8"),
+        ("deepseek-ai/DeepSeek-V3.1", "bf16", "fp8"),
+        ("/my/Kimi-K2.5", "nvfp4", "native_int4"),
+    ],
+)
+def test_gpu_engines_without_such_a_file_get_no_command(
+    engine: str, model: str, quantization: str, holds: str
+) -> None:
+    with pytest.raises(NotSupportedError) as caught:
+        start_commands(Launch(engine, model, quantization, gpus=8, tensor=8))
+    sentence = f"{engine} makes no '{quantization}' of '{model}', which holds {holds}: it needs a"
+    assert str(caught.value).startswith(sentence)
+
+
+def test_mlx_serves_what_it_converted() -> None:
+    """Four bits, and in every group of 64 a scale and a bias of 16 bits: 4.5."""
+    convert, serve_it = start_commands(Launch("mlx", MOONLIGHT, "4.5bpw"))
+    assert convert.command == (
+        f"mlx_lm.convert --trust-remote-code --hf-path {MOONLIGHT} --mlx-path Moonlight-16B-A3B-mlx-4.5bpw "
+        "--quantize --q-bits 4 --q-group-size 64"
+    )
+    assert option(serve_it, "--model") == "Moonlight-16B-A3B-mlx-4.5bpw"
+    (native,) = start_commands(Launch("mlx", MOONLIGHT, "bf16"))
+    assert option(native, "--model") == MOONLIGHT
+    floats, serve_it = start_commands(Launch("mlx", MOONLIGHT, "fp16"))
+    assert option(floats, "--dtype") == "float16"
+    assert option(serve_it, "--model") == option(floats, "--mlx-path")
+
+
+def test_mlx_unpacks_int4_before_it_takes_fewer_bits() -> None:
+    """In one go the experts keep their four bits: 640 GB where 449 were wanted (mlx-lm issue 907)."""
+    unpack, convert, serve_it = start_commands(Launch("mlx", K25, "3.5 bpw"))
+    assert "--dequantize" in words(unpack)
+    assert option(unpack, "--hf-path") == K25
+    assert option(convert, "--hf-path") == option(unpack, "--mlx-path") == "Kimi-K2.5-mlx-bf16"
+    assert (option(convert, "--q-bits"), option(convert, "--q-group-size")) == ("3", "64")
+    assert option(serve_it, "--model") == option(convert, "--mlx-path") == "Kimi-K2.5-mlx-3.5bpw"
+
+
+def test_mlx_makes_every_size_that_is_planned_without_being_asked() -> None:
+    sizes = [name for name in CANDIDATES["mlx"] if name.endswith("bpw")]
+    assert len(sizes) > 2
+    for name in sizes:
+        *_, convert, _ = start_commands(Launch("mlx", K25, name))
+        bits, group = int(option(convert, "--q-bits")), int(option(convert, "--q-group-size"))
+        assert f"{bits + 2 * 16 / group}bpw" == name
+
+
+@pytest.mark.parametrize("quantization", ["3.33bpw", "7.5bpw", "int4"])
+def test_mlx_has_no_command_for_a_mix_of_bits(quantization: str) -> None:
+    with pytest.raises(NotSupportedError, match=f"makes no '{quantization}' .* the same 2, 3, 4"):
+        start_commands(Launch("mlx", MOONLIGHT, quantization))
+
+
+def test_a_mix_of_ones_own_is_converted_whatever_it_is_called() -> None:
+    for mix in ("My-Mix.toml", "dir/fp8.toml", "q4.TOML"):
+        for engine in ("moonlet", "llama.cpp"):
+            convert_it, start = start_commands(Launch(engine, MOONLIGHT, mix))
+            target = f"Moonlight-16B-A3B-{Path(mix).stem}/model.gguf"
+            assert words(convert_it) == ["moonlet", "convert", MOONLIGHT, target, "--mix", mix]
+            assert target in words(start)
+    (again, _) = start_commands(Launch("llama.cpp", "me/K-GGUF", "x.toml"))
+    assert option(again, "--mix") == "x.toml"
+    (dashed, _) = start_commands(Launch("moonlet", MOONLIGHT, "-x.toml"))
+    assert option(dashed, "--mix") == "./-x.toml"
+
+
+def test_a_file_that_is_to_be_something_else_is_converted() -> None:
+    convert_it, start = start_commands(Launch("llama.cpp", "k/K.gguf", "q4_k_m"))
+    assert words(convert_it)[2:] == ["k/K.gguf", "K-q4_k_m/model.gguf", "--mix", "q4_k_m"]
+    assert option(start, "-m") == "K-q4_k_m/model.gguf"
+
+
 @pytest.mark.parametrize(
     ("launch", "sentence"),
     [
+        (Launch("vllm", K25, "fp8.toml", gpus=8), "no GGUF files (fp8.toml)"),
+        (Launch("mlx", K25, "a/4.5bpw.toml"), "no GGUF files"),
+        (Launch("mlx", "k.gguf"), "no GGUF files"),
+        (Launch("ktransformers", K25, "x.toml", gpus=1), "not 'native_int4' as 'x.toml'"),
         (Launch("moonlet", K25, nodes=2), "no command is known that starts moonlet on 2 nodes"),
         (Launch("vllm", K25), "needs a GPU"),
         (Launch("ktransformers", K25), "needs a GPU"),
@@ -272,6 +395,9 @@ def launches(model: str) -> list[Launch]:
         Launch("llama.cpp", model),
         Launch("llama.cpp", model, "ud-" + model),
         Launch("mlx", model),
+        Launch("mlx", model, "4.5bpw", stored="int4"),
+        Launch("llama.cpp", model, f"{model}.toml"),
+        Launch("vllm", model, "fp8", stored="bf16", gpus=1),
     ]
 
 

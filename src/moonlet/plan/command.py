@@ -3,17 +3,24 @@
 Weights that an engine cannot read as they are get a step that fetches or converts them.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from moonlet.errors import ConfigError, NotSupportedError
-from moonlet.plan.launch import Launch, family
+from moonlet.plan.launch import GGUF_MIX, Launch, family, published_file
 from moonlet.plan.shell import as_argument, is_repository, last_part, line, when
 
 MIXES = ("native_int4", "q2_k_xl", "q4_k_m", "q8_0", "tq1_0")  # of `moonlet convert`
 _KT_METHODS = {"native_int4": "RAWINT4", "fp8": "FP8", "bf16": "BF16"}
-_GGUF_TYPES = ("q", "iq", "tq", "ud_", "smol_")  # how labels of GGUF files begin
+_GGUF_TYPES = ("q", "iq", "tq", "ud_", "smol_", GGUF_MIX)  # how labels of GGUF files begin
+_FLOATS = {"bf16": "bfloat16", "fp16": "float16"}
+# mlx_lm.convert: bits a weight and --q-bits, --q-group-size; a group has a scale and a bias of 16 bits each.
+_MLX_BITS = {
+    bits + 32 / group: (bits, group) for bits in (2, 3, 4, 5, 6, 8) for group in (32, 64, 128)
+}
+_BPW = re.compile(r"([0-9]{1,2}(?:\.[0-9]{1,4})?) ?bpw")
 _CACHE_TYPES = {
     "moonlet": {"bf16": ""},
     "vllm": {"bf16": "auto", "fp8": "fp8"},
@@ -66,7 +73,8 @@ def _moonlet(launch: Launch) -> list[Step]:
 def _vllm(launch: Launch) -> list[Step]:
     _needs_gpus(launch)
     tool, reasoning = _parsers(launch)
-    words = ["vllm", "serve", as_argument(launch.model), "--trust-remote-code"]
+    model, made = _loaded_as(launch)
+    words = ["vllm", "serve", model, "--trust-remote-code", *made]
     words += ["--tensor-parallel-size", launch.tensor]
     words += when(launch.pipeline > 1, "--pipeline-parallel-size", launch.pipeline)
     words += when(launch.expert > 1, "--enable-expert-parallel")
@@ -89,7 +97,8 @@ def _vllm(launch: Launch) -> list[Step]:
 
 def _sglang(launch: Launch) -> list[Step]:
     _needs_gpus(launch)
-    words = ["--model-path", as_argument(launch.model), "--trust-remote-code"]
+    model, made = _loaded_as(launch)
+    words = ["--model-path", model, "--trust-remote-code", *made]
     words += ["--tp-size", launch.tensor]
     words += when(launch.pipeline > 1, "--pp-size", launch.pipeline)
     words += when(launch.expert > 1, "--ep-size", launch.expert)
@@ -143,11 +152,12 @@ def _llama_cpp(launch: Launch) -> list[Step]:
 
 
 def _mlx(launch: Launch) -> list[Step]:
-    words = ["mlx_lm.server", "--model", as_argument(launch.model), "--trust-remote-code"]
+    model, steps = _mlx_folder(launch)
+    words = ["mlx_lm.server", "--model", model, "--trust-remote-code"]
     # Without it an answer ends after 512 tokens, thinking included.
     words += ["--max-tokens", launch.context, "--decode-concurrency", launch.streams]
     words += when(launch.chunk, "--prefill-step-size", launch.chunk)
-    return [Step("here", line(*words, "--port", launch.port))]
+    return [*steps, Step("here", line(*words, "--port", launch.port))]
 
 
 _SGLANG = ("python", "-m", "sglang.launch_server")
@@ -165,9 +175,9 @@ def _gguf(launch: Launch) -> tuple[list[str], list[Step]]:
     """How llama.cpp is told the model, and what has to be done before."""
     name = last_part(launch.model)
     tag = "" if launch.label == "native" else f":{launch.quantization.upper()}"
-    if launch.model.endswith(".gguf"):
+    if launch.model.endswith(".gguf") and launch.label == "native":
         return ["-m", as_argument(launch.model)], []
-    if is_repository(launch.model) and "gguf" in name.lower():
+    if is_repository(launch.model) and "gguf" in name.lower() and launch.label != GGUF_MIX:
         return ["-hf", launch.model + tag], []
     if is_repository(launch.model) and launch.label.startswith("ud_"):  # Unsloth's files
         return ["-hf", f"unsloth/{name}-GGUF{tag}"], []
@@ -178,16 +188,70 @@ def _gguf(launch: Launch) -> tuple[list[str], list[Step]]:
 
 def _converted(launch: Launch, file: str) -> tuple[str, list[Step]]:
     """`moonlet convert` into a folder of this one; without a mix it keeps what is stored, INT4 as Q4_0."""
-    if launch.label not in ("native", *MIXES):
+    if launch.label not in ("native", GGUF_MIX, *MIXES):
         raise NotSupportedError(
             f"moonlet convert makes no {launch.quantization!r:.40} of {launch.model!r:.80}, only "
-            f"{', '.join(MIXES)}: fetch a file of that kind and name it as the model"
+            f"{', '.join(MIXES)} and mixes of .toml files: fetch a file of that kind and name it as the model"
         )
     mix = launch.label.replace("_", "-", 1) if launch.label == "native_int4" else launch.label
-    target = f"{last_part(launch.model)}-{'gguf' if mix == 'native' else mix}{file}"
+    name = "gguf" if mix == "native" else mix
+    if mix == GGUF_MIX:
+        mix, name = as_argument(launch.quantization), Path(launch.quantization).stem
+    target = f"{last_part(launch.model)}-{name}{file}"
     words = ["moonlet", "convert", as_argument(launch.model), target]
     step = Step("here", line(*words, *when(mix != "native", "--mix", mix)))
     return target, [step]
+
+
+def _loaded_as(launch: Launch) -> tuple[str, list[str | int]]:
+    """The model as vLLM and SGLang are told it, and what makes of it what is planned."""
+    model, wanted = as_argument(launch.model), launch.label
+    if wanted == "native":
+        return model, []
+    if launch.holds in _FLOATS and wanted == "fp8":  # while it is loaded
+        return model, ["--quantization", "fp8"]
+    if launch.holds in _FLOATS and wanted in _FLOATS:
+        return model, ["--dtype", _FLOATS[wanted]]
+    file = published_file(launch.model, wanted)
+    if file is None:
+        raise NotSupportedError(
+            f"{launch.engine} makes no {launch.quantization!r:.40} of {launch.model!r:.80}, which holds "
+            f"{launch.holds}: it needs a repository or folder that is stored so, named as the model"
+        )
+    return file, []
+
+
+def _mlx_folder(launch: Launch) -> tuple[str, list[Step]]:
+    """What MLX serves, and how mlx_lm.convert makes it."""
+    _needs_no_gguf(launch)
+    model, target = as_argument(launch.model), f"{last_part(launch.model)}-mlx"
+    convert = ["mlx_lm.convert", "--trust-remote-code", "--hf-path"]
+
+    def as_floats(kind: str) -> Step:
+        words = [model, "--mlx-path", f"{target}-{kind}", "--dequantize", "--dtype", _FLOATS[kind]]
+        return Step("here", line(*convert, *words))
+
+    if launch.label == "native":
+        return model, []
+    if launch.label in _FLOATS:
+        return f"{target}-{launch.label}", [as_floats(launch.label)]
+    said = _BPW.fullmatch(launch.label)
+    if said is None or float(said[1]) not in _MLX_BITS:
+        raise NotSupportedError(
+            f"mlx_lm.convert makes no {launch.quantization!r:.40} of {launch.model!r:.80}, as it gives all "
+            "matrices the same 2, 3, 4, 5, 6 or 8 bits, 2.5bpw to 8.5bpw with scales: plan one of these, or "
+            "name a folder that is stored so as the model"
+        )
+    steps, (bits, group) = [], _MLX_BITS[float(said[1])]
+    if (
+        launch.holds == "native_int4"
+    ):  # in one go it would leave the experts as they are (mlx-lm 907)
+        steps.append(as_floats("bf16"))
+        model = f"{target}-bf16"
+    words = ["--quantize", "--q-bits", bits, "--q-group-size", group]
+    target += f"-{float(said[1]):g}bpw"
+    steps.append(Step("here", line(*convert, model, "--mlx-path", target, *words)))
+    return target, steps
 
 
 def _needs_gpus(launch: Launch) -> None:
@@ -199,6 +263,10 @@ def _needs_gpus(launch: Launch) -> None:
             f"tensor {launch.tensor} times pipeline {launch.pipeline} needs more than the "
             f"{launch.gpus * launch.nodes} GPUs that are there"
         )
+    _needs_no_gguf(launch)
+
+
+def _needs_no_gguf(launch: Launch) -> None:
     if launch.label.startswith(_GGUF_TYPES) or launch.model.endswith(".gguf"):
         raise NotSupportedError(
             f"{launch.engine} runs models as they were published, and no GGUF files "

@@ -13,6 +13,7 @@ from typing import Any
 from moonlet.errors import ConfigError
 from moonlet.plan.shell import last_part
 
+GGUF_MIX = "gguf_mix"  # the label of a mix that somebody's .toml file describes
 _TABLE = Path(__file__).with_name("command.toml")
 
 
@@ -20,7 +21,8 @@ _TABLE = Path(__file__).with_name("command.toml")
 class Launch:
     """A deployment. Counts are of one node where nothing else is said.
 
-    model: a repository, a folder or a .gguf file. quantization: what is to run; stored: what `model` holds;
+    model: a repository, a folder or a .gguf file. quantization: what is to run, a name or
+    the .toml file of a mix; stored: what `model` holds;
     "native" is as it was published. context: tokens of one stream. tensor, pipeline, expert: GPUs that share
     each, of all nodes together. gpu_experts: routed experts of each layer on the GPUs (KTransformers).
     cpu_layers: the first layers, dense ones counted, whose routed experts stay in RAM (llama.cpp). chunk:
@@ -95,7 +97,14 @@ def family(model: str) -> dict[str, Any]:
     )
 
 
+def published_file(model: str, label: str) -> str | None:
+    """The repository where `model` was published as `label`, if command.toml knows one."""
+    return _data()["published_as"].get(label, {}).get(model.lower())
+
+
 def _label(quantization: str) -> str:
+    if quantization.lower().endswith(".toml"):
+        return GGUF_MIX
     label = quantization.strip().lower().replace("-", "_")
     return "native_int4" if label == "int4" else label or "native"
 
