@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moonlet.config import preset
+from moonlet.config import ModelConfig, preset
 from moonlet.plan.describe import describe_machine
 from moonlet.plan.engines import Engine, engine, engines
 from moonlet.plan.machine import Accelerator, Disk, Host, Machine
@@ -253,3 +253,54 @@ def test_a_machine_without_what_an_engine_needs_is_told_so() -> None:
         found = place(engine(name), weights, bare, load)
         assert isinstance(found, Refusal)
         assert found.missing_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("cards", "config", "even"),
+    [
+        (
+            "12xh200",
+            K25,
+            "64 attention heads, which 12 GPUs cannot share evenly: plan 1, 2, 4 or 8 in a node",
+        ),
+        ("6xb200", preset("deepseek-v3"), "128 attention heads, which 6 GPUs cannot"),
+        (
+            "3xrtx4090",
+            MOONLIGHT,
+            "16 attention heads, which 3 GPUs cannot share evenly: plan 1 or 2 in a node",
+        ),
+    ],
+)
+def test_ranks_that_do_not_divide_the_heads_are_refused(
+    cards: str, config: ModelConfig, even: str
+) -> None:
+    """By the engines that cut heads, before any memory is counted; the others run there."""
+    machine, _ = describe_machine([cards], ram_gb=2048)
+    for name in ("vllm", "sglang", "ktransformers"):
+        found = place(engine(name), weights_as(config, "native"), machine, Load(4096))
+        assert isinstance(found, Refusal)
+        assert found.missing_bytes == 0
+        assert even in found.reason
+    for name in ("llama.cpp", "moonlet"):
+        assert isinstance(
+            place(engine(name), weights_as(config, "q4_k_m"), machine, Load(4096)), Placement
+        )
+
+
+def test_of_more_nodes_than_layers_some_would_have_none() -> None:
+    load = Load(4096, 1, 70_272, 1e9)
+    for nodes, fits in ((61, True), (62, False)):
+        machine, _ = describe_machine(["8xh200"], nodes=nodes)
+        found = place(engine("sglang"), weights_as(K25, "native"), machine, load)
+        assert isinstance(found, Placement) == fits
+        assert fits or "there are 61: plan 61 nodes at most" in getattr(found, "reason", "")
+
+
+@given(names, stored, machines(), loads)
+def test_what_is_placed_on_ranks_is_shared_evenly(
+    name: str, weights: Weights, machine: Machine, load: Load
+) -> None:
+    placed = place(engine(name), weights, machine, load)
+    if isinstance(placed, Placement) and name in ("vllm", "sglang", "ktransformers"):
+        assert weights.config.num_attention_heads % placed.replicas == 0
+        assert machine.nodes <= weights.config.num_hidden_layers

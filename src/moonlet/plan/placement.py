@@ -135,6 +135,9 @@ def place(
     if not homes:
         reason = f"{engine.name} needs {_WORDS[engine.rest[0]]}, and there is none"
         return Refusal(engine, engine.rest[0], 0.0, reason)
+    uneven = _uneven(engine, weights.config, machine)
+    if uneven is not None:
+        return Refusal(engine, engine.rest[0], 0.0, uneven)
     expert_bytes = weights.bytes_of("experts")
     rest = weights.total_bytes - expert_bytes
     refusals: list[Refusal] = []
@@ -157,6 +160,25 @@ def _ranks(engine: Engine, machine: Machine) -> int:
     """Accelerators that work on the same token at the same time."""
     in_node = len(machine.accelerators) if engine.split == "tensor" else 1
     return in_node * (machine.nodes if engine.across == "tensor" else 1)
+
+
+def _uneven(engine: Engine, config: ModelConfig, machine: Machine) -> str | None:
+    """Why the ranks cannot share the model: vLLM and SGLang, which KTransformers is a form of, give each as many
+    heads, and each stage of a pipeline a layer at least (vLLM's ModelConfig.verify_with_parallel_config).
+    """
+    if engine.unified or engine.split != "tensor" or engine.rest != ("vram",):
+        return None
+    heads, layers = config.num_attention_heads, config.num_hidden_layers
+    ranks = _ranks(engine, machine)
+    if heads % ranks:
+        even = [str(count) for count in range(1, min(ranks, heads + 1)) if heads % count == 0]
+        return (
+            f"{engine.name} gives each GPU as many of the {heads} attention heads, which {ranks} GPUs cannot share "
+            f"evenly: plan {' or '.join(', '.join(even).rsplit(', ', 1))} in a node"
+        )
+    if engine.across == "pipeline" and machine.nodes > layers:
+        return f"{engine.name} gives each node layers of its own, and there are {layers}: plan {layers} nodes at most"
+    return None
 
 
 def whole_bytes(weights: Weights) -> float:
