@@ -265,6 +265,11 @@ def test_a_machine_without_what_an_engine_needs_is_told_so() -> None:
         ),
         ("6xb200", preset("deepseek-v3"), "128 attention heads, which 6 GPUs cannot"),
         (
+            "2xh200",
+            replace(MOONLIGHT, num_attention_heads=15),
+            "2 GPUs cannot share evenly: plan 1 in a node",
+        ),
+        (
             "3xrtx4090",
             MOONLIGHT,
             "16 attention heads, which 3 GPUs cannot share evenly: plan 1 or 2 in a node",
