@@ -239,18 +239,16 @@ def _mlx_folder(launch: Launch) -> tuple[str, list[Step]]:
     if said is None or float(said[1]) not in _MLX_BITS:
         raise NotSupportedError(
             f"mlx_lm.convert makes no {launch.quantization!r:.40} of {launch.model!r:.80}, as it gives all "
-            "matrices the same 2, 3, 4, 5, 6 or 8 bits, 2.5bpw to 8.5bpw with scales: plan one of these, or "
-            "name a folder that is stored so as the model"
+            "matrices the same 2, 3, 4, 5, 6 or 8 bits: plan 2.5, 3.5, 4.5, 5.5, 6.5 or 8.5bpw, scales included, "
+            "or name a folder that is stored so as the model"
         )
     steps, (bits, group) = [], _MLX_BITS[float(said[1])]
-    if (
-        launch.holds == "native_int4"
-    ):  # in one go it would leave the experts as they are (mlx-lm 907)
-        steps.append(as_floats("bf16"))
-        model = f"{target}-bf16"
+    source = model
+    if launch.holds == "native_int4":  # in one go the experts would stay as they are (mlx-lm 907)
+        steps, source = [as_floats("bf16")], f"{target}-bf16"
     words = ["--quantize", "--q-bits", bits, "--q-group-size", group]
     target += f"-{float(said[1]):g}bpw"
-    steps.append(Step("here", line(*convert, model, "--mlx-path", target, *words)))
+    steps.append(Step("here", line(*convert, source, "--mlx-path", target, *words)))
     return target, steps
 
 
