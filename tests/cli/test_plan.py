@@ -339,6 +339,18 @@ def test_files_need_room_on_the_drive(
     assert [line for line in lines if line.startswith("The files take")] == ([says] if says else [])
 
 
+def test_files_that_are_there_need_no_more_room(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The embedded model lies on the drive already; as another quantization, and what a config.json is of, do not."""
+    small = ["--ram", "64", "--disk", "0.000001", "--engine", "moonlet"]
+    assert not planned(capsys, *small)["assumed"][-1].startswith("the files take")
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(to_hf(preset("moonlight-16b-a3b"))))
+    for argv in (["-q", "bf16"], [str(config)]):
+        assert planned(capsys, *argv, *small)["assumed"][-1].startswith("the files take")
+
+
 def test_costs_are_those_of_the_busiest_not_of_the_most_streams(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -28,14 +28,8 @@ from moonlet.plan.memory import cache_alternatives
 from moonlet.plan.prices import Prices
 from moonlet.plan.quality import quality_of
 
-BATCHES = (
-    64,
-    32,
-    16,
-    8,
-    4,
-    2,
-)  # streams that a machine of one's own may serve at once, for its cost
+# Streams that a machine of one's own may serve at once, for its cost.
+BATCHES = (64, 32, 16, 8, 4, 2)
 
 
 def document(
@@ -50,7 +44,7 @@ def document(
         "model": name,
         "published_as": published_as(name, question.config),
         "machine": asdict(question.machine),
-        "assumed": [*notes, *_no_room(first, args.model)],
+        "assumed": [*notes, *_no_room(first, args)],
         "request": {
             "context": question.context,
             "streams": question.streams,
@@ -167,10 +161,11 @@ def starts(plan: Answer, names: Names) -> bool:
     return plan.fits and bool(_start(plan, names.start)["commands"])
 
 
-def _no_room(plan: Answer, model: str | None) -> list[str]:
+def _no_room(plan: Answer, args: Namespace) -> list[str]:
     """A sentence where the drive cannot hold the files of a plan; none of files that are there already."""
     disk, size = plan.question.machine.disk, plan.weights.total_bytes
-    is_there = plan.weights is plan.question.weights and _is_local(model)
+    as_stored = (args.quantization or "native").lower() == "native"
+    is_there = as_stored and plan.weights is plan.question.weights and _is_local(args.model)
     if not plan.fits or disk is None or is_there or size <= disk.free_bytes:
         return []
     free = f"{disk.free_bytes / 1e9:,.0f} GB"
