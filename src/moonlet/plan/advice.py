@@ -101,8 +101,7 @@ def nearest(plan: Answer) -> Nearest | None:
     fitting = [one for one in found if one.fits]
     if not fitting:
         return _with_drive(question)
-    # Which loses least, of those that need not wait for the disk.
-    large = max(fitting, key=lambda one: (not one.reads_disk, one.weights.total_bytes))
+    large = max(fitting, key=lambda one: one.weights.total_bytes)  # which loses least
     return Nearest(f"{large.engine.name} with {large.question.quantization}", large)
 
 
