@@ -5,6 +5,7 @@ import re
 import socket
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,11 @@ from jsonschema import Draft202012Validator
 
 from moonlet.cli import plan_document
 from moonlet.cli.main import main
+from moonlet.cli.plan import _answers
 from moonlet.config import preset, to_hf
+from moonlet.plan.answer import Question
+from moonlet.plan.describe import describe_machine
+from moonlet.plan.weights import Weights
 
 SCHEMA = json.loads(Path(plan_document.__file__).with_name("plan.schema.json").read_text("utf-8"))
 DOCS = Path(__file__).parents[2] / "docs" / "plan.md"
@@ -310,3 +315,78 @@ def test_several_nodes_are_for_engines_that_can(capsys: pytest.CaptureFixture[st
 
 def test_one_token_of_context(capsys: pytest.CaptureFixture[str]) -> None:
     assert planned(capsys, *H200, "--context", "1")["request"]["prompt"] == 1
+
+
+def test_reading_from_the_disk_is_in_the_first_line(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["kimi-k2.5", "--gpu", "1xrtx4090", "--ram", "256", "--engine", "llama.cpp"]
+    first = printed(capsys, *argv, "-q", "q2_k_xl").splitlines()[0]
+    assert first.endswith(", partly read from the disk at every token.")
+    assert "disk" not in printed(capsys, *argv).splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--disk", "10"], "The files take 595 GB, and the drive has 10 GB free: make room first."),
+        (["--disk", "596"], None),
+        (["--nvme", "0"], None),
+    ],
+)
+def test_files_need_room_on_the_drive(
+    argv: list[str], says: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = printed(capsys, *H200, "--engine", "vllm", *argv).splitlines()
+    assert [line for line in lines if line.startswith("The files take")] == ([says] if says else [])
+
+
+def test_files_that_are_there_need_no_more_room(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The embedded model lies on the drive already; as another quantization, and what a config.json is of, do not."""
+    small = ["--ram", "64", "--disk", "0.000001", "--engine", "moonlet"]
+    assert not planned(capsys, *small)["assumed"][-1].startswith("the files take")
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(to_hf(preset("moonlight-16b-a3b"))))
+    for argv in (["-q", "bf16"], [str(config)]):
+        assert planned(capsys, *argv, *small)["assumed"][-1].startswith("the files take")
+
+
+def test_costs_are_those_of_the_busiest_not_of_the_most_streams(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """64 caches push experts out of memory here: one stream makes more tokens than they do together."""
+    argv = ["kimi-k2.5", "--gpu", "1xrtx4090", "--ram", "256", "--engine", "llama.cpp", "-q", "ud-tq1_0"]  # fmt: skip
+    cost = planned(capsys, *argv)["cost"]
+    for streams in (1, *plan_document.BATCHES):
+        other = planned(capsys, *argv, "--streams", str(streams))["cost"]
+        assert other["decode_tok_s"] <= cost["decode_tok_s"]
+    assert cost["streams"] < 64
+
+
+def test_a_gguf_file_is_for_engines_that_run_it() -> None:
+    """Nothing is planned that is not in the file."""
+    held = Weights(preset("kimi-k2.5"), "K2.gguf", {"experts": {"Q4_0": 200e9}, "attention": {"Q8_0": 9e9}})  # fmt: skip
+    machine, _ = describe_machine(["8xh200"])
+    question = Question(held.config, "gguf", machine, 4096, weights=held)
+    args = Namespace(model="K2.gguf", engine=None, quantization=None)
+    found = _answers(question, args)
+    assert {one.engine.name for one in found if one.fits} == {"llama.cpp", "moonlet"}
+    assert all(one.weights is held for one in found)
+    refused = {one.engine.name: one.refusal.reason for one in found if one.refusal}
+    assert refused["vllm"] == "vllm does not run weights stored as gguf"
+
+
+def test_what_cannot_be_started_is_not_the_best(capsys: pytest.CaptureFixture[str]) -> None:
+    """llama.cpp is the fastest on two nodes, but no command is known for it; all three lose nothing."""
+    argv = ["moonlight-16b-a3b", "--gpu", "8xh100", "--nodes", "2", "-q", "bf16"]
+    plans = [plan for plan in planned(capsys, *argv)["plans"] if plan["fits"]]
+    assert [bool(plan["start"]["commands"]) for plan in plans] == [True, True, False]
+    assert plans[-1]["each_tok_s"]["value"] > plans[0]["each_tok_s"]["value"]
+
+
+@pytest.mark.parametrize("gpu", ["2xh100", "1xh100"])
+def test_the_nearest_is_named_once(gpu: str, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = printed(capsys, "kimi-k2.5", "--gpu", gpu, "--engine", "vllm", status=1).splitlines()
+    near = lines[1].removeprefix("The nearest thing that works: ")
+    assert near.count("llama.cpp") == 1
+    assert near.count(near.split()[2]) == 1

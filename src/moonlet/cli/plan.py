@@ -258,20 +258,23 @@ def _kind(label: str) -> str:
 
 
 def _answers(question: "Question", args: Namespace) -> "Sequence[Answer]":
-    """One for each engine that is asked for, the best first, those that do not fit last."""
+    """One for each engine that is asked for, the best first, those that do not fit last.
+
+    GGUF files and packed weights are what they are: an engine that does not run them runs nothing of MODEL.
+    """
+    from moonlet.cli.plan_document import names_of, starts
     from moonlet.plan.answer import answer
     from moonlet.plan.choice import best, rank
     from moonlet.plan.engines import engine, engines
 
     chosen = [engine(args.engine)] if args.engine else list(engines().values())
-    files = question.quantization in ("gguf", "packed")
-    found = []
-    for one in chosen:
-        if args.quantization or (files and one.runs(question.quantization)):
-            found.append(answer(question, one))
-        else:
-            found.append(best(replace(question, weights=None), one, question.weights))
-    return sorted(found, key=rank)
+    if args.quantization or question.quantization in ("gguf", "packed"):
+        found = [answer(question, one) for one in chosen]
+    else:
+        any_of_them = replace(question, weights=None)
+        found = [best(any_of_them, one, question.weights) for one in chosen]
+    names = names_of(args.model, question.config)
+    return sorted(found, key=lambda one: rank(one, starts(one, names)))
 
 
 def _whole(text: str) -> int:

@@ -28,14 +28,8 @@ from moonlet.plan.memory import cache_alternatives
 from moonlet.plan.prices import Prices
 from moonlet.plan.quality import quality_of
 
-BATCHES = (
-    64,
-    32,
-    16,
-    8,
-    4,
-    2,
-)  # streams that a machine of one's own may serve at once, for its cost
+# Streams that a machine of one's own may serve at once, for its cost.
+BATCHES = (64, 32, 16, 8, 4, 2)
 
 
 def document(
@@ -43,15 +37,14 @@ def document(
 ) -> dict[str, Any]:
     """Bytes, seconds, tokens per second, US dollars; an interval holds nine of ten measurements."""
     name = args.model or "nano"
-    published = published_as(name, question.config)
-    names = Names(_to_start(name, published), published or Path(name).name)
+    names = names_of(args.model, question.config)
     weights = question.stored()
     first = answers[0]
     return {
         "model": name,
-        "published_as": published,
+        "published_as": published_as(name, question.config),
         "machine": asdict(question.machine),
-        "assumed": list(notes),
+        "assumed": [*notes, *_no_room(first, args)],
         "request": {
             "context": question.context,
             "streams": question.streams,
@@ -87,6 +80,13 @@ class Names:
 
     start: str
     known: str
+
+
+def names_of(model: str | None, config: ModelConfig) -> Names:
+    """Of MODEL, None for the embedded one."""
+    name = model or "nano"
+    published = published_as(name, config)
+    return Names(_to_start(name, published), published or Path(name).name)
 
 
 def published_as(model: str, config: ModelConfig) -> str | None:
@@ -154,6 +154,27 @@ def _plan(plan: Answer, names: Names) -> dict[str, Any]:
         "rests_on_rows": list(plan.rows),
         "start": _start(plan, names.start),
     }
+
+
+def starts(plan: Answer, names: Names) -> bool:
+    """Whether a command is known for a plan that fits."""
+    return plan.fits and bool(_start(plan, names.start)["commands"])
+
+
+def _no_room(plan: Answer, args: Namespace) -> list[str]:
+    """A sentence where the drive cannot hold the files of a plan; none of files that are there already."""
+    disk, size = plan.question.machine.disk, plan.weights.total_bytes
+    as_stored = (args.quantization or "native").lower() == "native"
+    is_there = as_stored and plan.weights is plan.question.weights and _is_local(args.model)
+    if not plan.fits or disk is None or is_there or size <= disk.free_bytes:
+        return []
+    free = f"{disk.free_bytes / 1e9:,.0f} GB"
+    return [f"the files take {size / 1e9:,.0f} GB, and the drive has {free} free: make room first"]
+
+
+def _is_local(model: str | None) -> bool:
+    """Whether MODEL is a folder or a file with weights; without one it is what moonlet brings along."""
+    return model is None or (not model.endswith(".json") and Path(model).expanduser().exists())
 
 
 def _start(plan: Answer, model: str) -> dict[str, Any]:
@@ -262,10 +283,14 @@ def _cost(args: Namespace, plan: Answer, model: str) -> dict[str, Any]:
 
 
 def _busy(plan: Answer) -> Answer:
-    """With as many streams as fit, up to the largest of BATCHES: who counts costs keeps a machine busy."""
-    for streams in BATCHES:
-        if streams > plan.question.streams:
-            more = answer(replace(plan.question, streams=streams), plan.engine)
-            if more.fits:
-                return more
-    return plan
+    """With as many streams, of BATCHES, as make the most tokens: who counts costs keeps a machine busy.
+
+    More are not always better: their caches may push experts out of a faster memory.
+    """
+    more = [streams for streams in BATCHES if streams > plan.question.streams]
+    others = [answer(replace(plan.question, streams=streams), plan.engine) for streams in more]
+    return max((plan, *others), key=_made)
+
+
+def _made(plan: Answer) -> float:
+    return plan.decode_tok_s.value if plan.decode_tok_s else 0.0

@@ -59,7 +59,7 @@ class _Report:
 
     def _verdict(self, best: dict[str, Any]) -> None:
         request = self.document["request"]
-        self._say(f"{self.model} fits on {self.document['machine']['name']}.")
+        self._say(f"{self.model} fits on {self.document['machine']['name']}{_from_disk(best)}.")
         streams = f"{request['streams']} streams of " if request["streams"] > 1 else ""
         self._say(
             f"Best: {best['engine']} with {_kind(best)} weights ({_size(best['bytes'])}), "
@@ -102,7 +102,7 @@ class _Report:
             what += f" with {plan['engine']}"
         self._say(
             f"The nearest thing that works: {what} ({_size(plan['bytes'])}), "
-            f"{_pair(plan['each_tok_s'])} tokens/s."
+            f"{_pair(plan['each_tok_s'])} tokens/s{_from_disk(plan)}."
         )
 
     def _best(self, plan: dict[str, Any]) -> None:
@@ -190,6 +190,12 @@ def _reasons(plans: list[dict[str, Any]]) -> list[str]:
 def _upgrade(one: dict[str, Any]) -> str:
     price = f" for about ${one['usd']:,.0f}" if one["usd"] else ""
     return f"{one['change']}{price}, {one['times_faster']:.2f} times"
+
+
+def _from_disk(plan: dict[str, Any]) -> str:
+    """Said wherever something fits, as it is then slow."""
+    reads = plan["experts"].get("disk", 0) > 0
+    return ", partly read from the disk at every token" if reads else ""
 
 
 def _kind(plan: dict[str, Any]) -> str:

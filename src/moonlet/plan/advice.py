@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from math import ceil
 
 from moonlet.plan.answer import Answer, Question, answer
-from moonlet.plan.choice import best, candidates
+from moonlet.plan.choice import best, candidates, chosen
 from moonlet.plan.engines import Engine, engines
 from moonlet.plan.machine import Machine
 
@@ -82,7 +83,7 @@ class Nearest:
 
 def nearest(plan: Answer) -> Nearest | None:
     """For a question that was refused: the mildest of a shorter context, another engine, a smaller
-    quantization, and both of the last; None if nothing does."""
+    quantization, both of the last, and a larger drive; None if nothing does."""
     question, engine = plan.question, plan.engine
     for context in _shorter(question.context):
         found = answer(replace(question, context=context), engine)
@@ -99,17 +100,32 @@ def nearest(plan: Answer) -> Nearest | None:
     found = [best(replace(question, weights=None), other) for other in engines().values()]
     fitting = [one for one in found if one.fits]
     if not fitting:
-        return None
+        return _with_drive(question)
     large = max(fitting, key=lambda one: one.weights.total_bytes)  # which loses least
     return Nearest(f"{large.engine.name} with {large.question.quantization}", large)
 
 
 def _smaller(question: Question, engine: Engine) -> Answer | None:
     size = question.stored().total_bytes
-    for name in candidates(question, engine):
-        other = replace(question, quantization=name, weights=None)
-        if other.stored().total_bytes < size and (found := answer(other, engine)).fits:
-            return found
+    names = candidates(question, engine)
+    others = (replace(question, quantization=name, weights=None) for name in names)
+    return chosen((one for one in others if one.stored().total_bytes < size), engine)
+
+
+def _with_drive(question: Question) -> Nearest | None:
+    """The smallest weights on a drive that holds them all, where there is one that is too small."""
+    disk = question.machine.disk
+    if disk is None:
+        return None
+    for engine in (one for one in engines().values() if "disk" in one.experts):
+        name = candidates(question, engine)[-1]
+        asked = replace(question, quantization=name, weights=None)
+        size = asked.stored().total_bytes
+        room = replace(disk, free_bytes=max(size, disk.free_bytes))
+        found = answer(replace(asked, machine=replace(question.machine, disk=room)), engine)
+        if found.fits:
+            what = f"{engine.name} with {name} and {ceil(size / 1e9):,} GB free on the drive"
+            return Nearest(what, found)
     return None
 
 

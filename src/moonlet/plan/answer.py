@@ -112,6 +112,11 @@ class Answer:
     def fits(self) -> bool:
         return self.placement is not None
 
+    @property
+    def reads_disk(self) -> bool:
+        """Whether some of its experts stay on the disk, so that tokens wait for it."""
+        return self.placement is not None and self.placement.experts.get("disk", 0.0) > 0
+
 
 def answer(question: Question, engine: Engine) -> Answer:
     """What `engine` makes of `question`. Raises ConfigError."""
@@ -127,7 +132,7 @@ def answer(question: Question, engine: Engine) -> Answer:
         load = replace(load, cache_token_bytes=_our_cache_bytes(weights))
     placement = place(engine, kept, question.machine, load)
     if isinstance(placement, Refusal):
-        if kept.total_bytes > 1.05 * weights.total_bytes:
+        if placement.missing_bytes > 0 and kept.total_bytes > 1.05 * weights.total_bytes:
             grown = f"; it keeps these types in {kept.total_bytes / 1e9:,.1f} GB"
             placement = replace(placement, reason=placement.reason + grown)
         return Answer(question, engine, weights, refusal=placement)
