@@ -224,10 +224,10 @@ def test_a_config_is_known_as_what_was_published(
         (["--streams", "1.5"], "no whole number from 1"),
         (["--prompt", "40000", "--gpu", "h100"], "do not fit into a context"),
         (["--draft", "65", "--gpu", "h100"], "65 drafted tokens"),
-        (["--accepted", "1.1"], "no share from 0 to 1"),
+        (["--accepted", "1.1"], "no number from 0 to 1"),
         (["--expert-hits", "-1"], "no number from 0"),
         (["--cache", "int8"], "invalid choice"),
-        (["--cached", "2"], "no share from 0 to 1"),
+        (["--cached", "2"], "no number from 0 to 1"),
         (["--engine", "ollama"], "no engine"),
         (["-q", "q3_huge"], "no quantization"),
         (["-q", "\x1b]0;evil\x07"], "no quantization"),
@@ -324,6 +324,69 @@ def test_reading_from_the_disk_is_in_the_first_line(capsys: pytest.CaptureFixtur
     assert "disk" not in printed(capsys, *argv).splitlines()[0]
 
 
+def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """The one sentence of a status 2."""
+    try:
+        status = main(["plan", *argv])
+    except SystemExit as left:
+        status = left.code
+    out, err = capsys.readouterr()
+    assert (status, out) == (2, "")
+    return err.rstrip("\n").splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("argv", "flag", "mode"),
+    [
+        ("kimi-k2.5 --check-claims k25", "MODEL", "--check-claims"),
+        ("--check-claims k25 --gpu 8xh200", "--gpu", "--check-claims"),
+        ("--check-claims k25 --train", "--train", "--check-claims"),
+        ("--check-claims k25 --measure", "--measure", "--check-claims"),
+        ("--check-claims k25 --plot a.svg", "--plot", "--check-claims"),
+        ("--check-claims k25 --streams 1", "--streams", "--check-claims"),
+        ("nano --train --plot a.svg", "--plot", "--train"),
+        ("nano --train -q q8_0", "--quantization", "--train"),
+        ("nano --train moonlet --engine vllm", "--engine", "--train"),
+        ("nano --train --context 8", "--context", "--train"),
+        ("nano --train --cached 0", "--cached", "--train"),
+        ("nano --train paper", "MODEL", "--train paper"),
+        ("--train paper --tokens 9", "--tokens", "--train paper"),
+    ],
+)
+def test_a_flag_that_would_be_ignored_is_refused(
+    argv: str, flag: str, mode: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = refused(capsys, *argv.split())
+    assert told == f"moonlet: {flag} does not go with {mode}: leave one of them out"
+
+
+@pytest.mark.parametrize("flag", ["--tokens 1e9", "--sequence 8", "--micro-batch 0", "--offload"])
+def test_flags_of_training_need_a_training(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    told = refused(capsys, *H200, *flag.split())
+    assert told.startswith(f"moonlet: {flag.split()[0]} is of a training run: add --train")
+
+
+def test_accepted_drafts_need_drafts(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "add --draft N" in refused(capsys, *H200, "--accepted", "0.6")
+    request = planned(capsys, *H200, "--draft", "0", "--accepted", "0.5")["request"]
+    assert (request["drafted"], request["accepted"]) == (0, 0.5)
+    assert planned(capsys, *H200, "--draft", "2")["request"]["accepted"] == 0.6
+
+
+def test_what_describes_another_machine_is_not_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--measure is for this machine" in refused(capsys, "nano", "--measure", "--ram", "8")
+
+
+def test_wrong_prices_are_wrong_where_nothing_fits(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["kimi-k2.5", "--gpu", "2xh100", "--engine", "vllm"]
+    assert "nothing" in refused(capsys, *argv, "--prices", str(tmp_path / "nothing"))
+    assert "no price of electricity is known for 'mars'" in refused(
+        capsys, *argv, "--region", "mars"
+    )
+
+
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
@@ -390,3 +453,24 @@ def test_the_nearest_is_named_once(gpu: str, capsys: pytest.CaptureFixture[str])
     near = lines[1].removeprefix("The nearest thing that works: ")
     assert near.count("llama.cpp") == 1
     assert near.count(near.split()[2]) == 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        ("--ram 1e30", "'1e30' is no number from 0 to 1e+12"),
+        ("--streams 2000000000", "'2000000000' is no whole number from 1 to 1000000000"),
+        ("--draft -1", "'-1' is no whole number from 0 to 1000000000"),
+        ("--draft 0000000000000" + "9" * 5000, "is no whole number from 0 to 1000000000"),
+        ("--draft 0.5", "'0.5' is no whole number from 0 to 1000000000"),
+        ("--cached 2", "'2' is no number from 0 to 1"),
+        ("--gpu h100 --nodes 1000000", "--nodes 1000000: it must be 1 to 4096"),
+    ],
+)
+def test_bounds_are_named(argv: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert says in refused(capsys, "nano", *argv.split())
+
+
+def test_the_name_of_a_card_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    fits, *_ = printed(capsys, "nano", "--gpu", "my\ncard:24GB@936").splitlines()
+    assert "my card:24GB@936 + " in fits

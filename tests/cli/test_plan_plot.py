@@ -76,6 +76,17 @@ def test_no_display_is_needed(tmp_path: Path) -> None:
     assert path.stat().st_size > 10_000
 
 
+def test_a_home_that_cannot_be_written_is_no_news(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    (tmp_path / "file").write_text("")
+    env = {key: value for key, value in os.environ.items() if not key.startswith(("XDG_", "MPL"))}
+    command = [sys.executable, "-m", "moonlet", *H200, "--plot", str(tmp_path / "a.svg")]
+    home = str(tmp_path / "file" / "home")
+    done = subprocess.run(command, check=True, capture_output=True, env={**env, "HOME": home})
+    assert done.stderr == b""
+    assert (tmp_path / "a.svg").exists()
+
+
 def one_sentence(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     assert main([*argv]) == 2
     out, err = capsys.readouterr()
@@ -128,9 +139,9 @@ def asked(context: int, **hardware: Any) -> Answer:
 
 
 def test_the_curve_ends_where_the_cache_does_not_fit() -> None:
-    """Tensor parallelism keeps a copy of the cache on each GPU; 8 of 82 GB hold the weights and little more."""
+    """Tensor parallelism keeps a copy of the cache on each GPU; 8 of 83 GB hold the weights and little more."""
     large = list(speed_over_context(asked(4096, gpu=["8xh200"])))
-    small = list(speed_over_context(asked(4096, gpu=["8xmine:82GB@4800"], ram_gb=1024)))
+    small = list(speed_over_context(asked(4096, gpu=["8xmine:83GB@4800"], ram_gb=1024)))
     assert large[0][0] == small[0][0] == 1024
     assert large[-1][0] == 262_144
     assert 4096 <= small[-1][0] < 262_144

@@ -161,10 +161,18 @@ def test_paper_prints_every_table(capsys: pytest.CaptureFixture[str]) -> None:
         (("--train", "--tokens", "nan"), "--tokens is nan"),
         (("--train", "--batch", "-3"), "--batch is -3"),
         (("--train", "dp3,ep2"), "must divide the 3"),
+        (("--train", "--tokens", "1e300"), "--tokens is 1e\\+300, .* from 1 to 1e\\+18"),
         (("--train", "k2"), "8 GPUs are no multiple of 256"),
-        (("--train", "dp9999999"), "must be a whole number"),
+        (("--train", "dp9999999"), "must be a whole number from 1 to 1000000"),
     ],
 )  # fmt: skip
 def test_what_makes_no_sense_is_refused(words: tuple[str, ...], said: str) -> None:
     with pytest.raises((UsageError, ConfigError), match=said):
         answer("moonlight-16b-a3b", NODE, *words)
+
+
+def test_as_kimi_k2_takes_gpus() -> None:
+    with pytest.raises(UsageError, match="--gpu 8xh800 --nodes 32"):
+        answer("kimi-k2", LAPTOP, "--train", "k2")
+    hint, _ = describe_machine(["8xh800"], nodes=32)
+    assert training_run(parsed("--train", "k2"), preset("kimi-k2"), hint).split.ranks == 256

@@ -1,6 +1,7 @@
 """The file of a measurement: kept whole, and never trusted."""
 
 import json
+import os
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,12 @@ def test_hostile_json_costs_nothing(tmp_path: Path, data: bytes) -> None:
     assert loaded is None
     assert sentence is not None
     assert load_calibration("any", tmp_path)[0] is None  # a folder
+
+
+def test_a_pipe_in_its_place_is_not_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "calibration.json"
+    os.mkfifo(path)
+    assert load_calibration("any", path) == (None, f"{path} is no regular file and is left out")
 
 
 def test_curves() -> None:

@@ -369,7 +369,7 @@ LIST = "must be a list of tables"
         ("a = [\n" + ("[" * 100 + "\n") * 100, "cannot be read"),
         ("a." * 20_000 + "a = 1", "a line of 40005 bytes"),  # takes the parser a minute
         (f"{ONE}5\n" * 201, "201 claims"),
-        ("#\n" * 50_001, "neither a file of at most 100 kB"),
+        ("#\n" * 50_001, "longer than 100 kB"),
         (f"{ONE}0x{'f' * 900}", f"percent is {str(16**900 - 1)[:40]}"),
         (f"{ONE}nan", "percent is nan"),
         (f"{ONE}inf", "percent is inf"),
@@ -397,7 +397,10 @@ def test_a_file_that_is_no_text(tmp_path: Path) -> None:
 def test_what_is_no_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")  # nobody writes into it: opening it would wait for ever
     for path in (tmp_path, tmp_path / "fifo", tmp_path / "none", Path("\0"), Path("/dev/zero")):
-        with pytest.raises(ConfigError, match=r"neither a file .* nor a table that moonlet has"):
+        with pytest.raises(
+            ConfigError,
+            match=r"cannot be read as a table of claims, of which moonlet has one \(k25\)",
+        ):
             read_claims(path)
 
 
@@ -458,7 +461,8 @@ def test_nothing_fits_into_less_than_it_takes(
     try:
         found = judged(tmp_path_factory.mktemp("claims"), "deployment", **fields)
     except ConfigError:
-        assert not fields.keys() & {"precision", "size_gb"} or "context" in fields
+        apple = fields["gpu"].endswith("m3-ultra-512") and "cpu" in fields  # has its own
+        assert apple or not fields.keys() & {"precision", "size_gb"} or "context" in fields
         return
     fit, figures = parts(found)["fit"], found.figures
     if fit != "does not hold" and not fields.get("nvme"):

@@ -87,6 +87,21 @@ def test_an_apple_chip_is_a_whole_machine() -> None:
     assert less.accelerators[0].memory_bytes == less.host.ram_bytes == 96 * GIB
 
 
+def test_an_apple_chip_of_another_size_than_its_name_is_told() -> None:
+    machine, assumed = describe_machine(["m3-ultra-512"], ram_gb=64, nvme=7, disk_gb=100)
+    assert machine.name == machine.accelerators[0].name == "M3 Ultra 512 with 64 GB"
+    said = "assumed: M3 Ultra 512 with 64 GB of memory, as --ram says, in place of its 512 GB"
+    assert assumed == (said,)
+    machine, assumed = describe_machine(["m3-ultra-512"], ram_gb=512, nvme=7, disk_gb=100)
+    assert (machine.name, assumed) == ("M3 Ultra 512", ())
+
+
+def test_a_name_is_one_line() -> None:
+    machine, _ = describe_machine(["2x my\n\tcard:24GB@936"])
+    assert machine.name.startswith("2x my card:24GB@936 + ")
+    assert machine.accelerators[0].name == "my card"
+
+
 def test_no_accelerator_at_all() -> None:
     machine, _ = describe_machine(ram_gb=768, cpu="epyc 9965")
     assert machine.accelerators == ()
@@ -107,7 +122,12 @@ def test_no_accelerator_at_all() -> None:
         ({"gpu": ["m3-ultra", "h100"]}, "Apple chips stand alone"),
         ({"gpu": ["h100"], "ram_gb": -1}, "--ram -1: it must be a number above 0"),
         ({"gpu": ["h100"], "network_gbit": 0}, "--network 0: it must be a number above 0"),
-        ({"gpu": ["h100"], "nodes": 0}, "--nodes 0"),
+        ({"gpu": ["h100"], "nodes": 0}, "--nodes 0: it must be 1 to 4096"),
+        ({"gpu": ["h100"], "nodes": 4097}, "--nodes 4097: it must be 1 to 4096"),
+        ({"gpu": ["2xm3-ultra"], "nodes": 4096}, "--nodes 8192: it must be 1 to 4096"),
+        ({"gpu": ["m3-ultra"], "cpu": "epyc-9654"}, "its own processor"),
+        ({"gpu": ["m3-ultra"], "sockets": 2}, "its own processor"),
+        ({"gpu": ["a" * 50_000 + ":24GB@936"]}, "'aaaaaaaaaaaaaaaaaaaa...' has 50009 characters"),
         ({"ram_gb": float("nan")}, "--ram nan"),
         ({"ram_gb": 64, "nvme": -3}, "--nvme -3"),
         ({"ram_gb": 64, "cpu": "i8"}, "no processor 'i8'"),

@@ -97,6 +97,11 @@ def test_files_that_are_none(text: str, sentence: str, tmp_path: Path) -> None:
     assert str(file) in str(caught.value)
 
 
+def test_a_file_that_would_never_end_is_not_read() -> None:
+    with pytest.raises(ConfigError, match="no regular file"):
+        Prices(Path("/dev/zero"))
+
+
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No such file"):
         Prices(tmp_path / "prices.toml")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from moonlet.cli.console import UsageError, add_json_flag, print_json
 from moonlet.cli.models import describe
+from moonlet.cli.plan_flags import HARDWARE, check_flags
 from moonlet.cli.plan_train import add_training_options, run_training
 
 if TYPE_CHECKING:
@@ -17,18 +18,8 @@ if TYPE_CHECKING:
     from moonlet.plan.machine import Machine
 
 CONTEXT, PROMPT, ANSWER = 32_768, 2048, 512  # tokens, where the model has as many
-HARDWARE = (
-    "gpu",
-    "ram",
-    "cpu",
-    "cpu_bandwidth",
-    "cores",
-    "sockets",
-    "nvme",
-    "disk",
-    "nodes",
-    "network",
-)
+ACCEPTED = 0.6  # of drafts
+_MOST, _MOST_WHOLE = 1e12, 10**9
 
 
 def add_parser(commands: Any) -> None:
@@ -97,29 +88,27 @@ def _add_load(parser: ArgumentParser) -> None:
         metavar="N",
         help=f"tokens to make room for, of each stream ({CONTEXT})",
     )
-    group.add_argument(
-        "--streams", type=_whole, default=1, metavar="N", help="answered at once (%(default)s)"
-    )
-    group.add_argument(
-        "--cache", choices=("bf16", "fp8"), default="bf16", help="type of the cache (%(default)s)"
-    )
+    group.add_argument("--streams", type=_whole, metavar="N", help="answered at once (1)")
+    group.add_argument("--cache", choices=("bf16", "fp8"), help="type of the cache (bf16)")
     group.add_argument(
         "--prompt", type=_whole, metavar="N", help=f"tokens of a usual prompt ({PROMPT})"
     )
     group.add_argument("--answer", type=_whole, metavar="N", help=f"and of an answer ({ANSWER})")
 
     group.add_argument(
-        "--draft", type=_whole, metavar="N", help="tokens drafted for a step (speculative decoding)"
+        "--draft",
+        type=_from_0,
+        metavar="N",
+        help="tokens drafted for a step (speculative decoding)",
     )
     group.add_argument(
         "--accepted",
         type=_share,
-        default=0.6,
         metavar="SHARE",
-        help="of drafts, each (%(default)s)",
+        help=f"of drafts, each ({ACCEPTED})",
     )
-    group.add_argument("--expert-hits", type=_share, default=0.0, metavar="SHARE", help="of reads of experts on the drive that "
-                       "memory answers because they are popular (%(default)g)")  # fmt: skip
+    group.add_argument("--expert-hits", type=_share, metavar="SHARE", help="of reads of experts on the drive that "
+                       "memory answers because they are popular (0)")  # fmt: skip
 
 
 def _add_money(parser: ArgumentParser) -> None:
@@ -139,12 +128,14 @@ def _add_money(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> int:
+    check_flags(args)
+    _check_prices(args)
     if args.check_claims is not None:
         from moonlet.cli.plan_claims import check
 
         return check(args.check_claims, as_json=args.json)
     if args.measure:
-        _measure(args)
+        _measure()
     if args.train is not None:
         return _train(args)
     from moonlet.cli.plan_document import document
@@ -162,6 +153,18 @@ def run(args: Namespace) -> int:
 
         print_plan(found)
     return 0 if fits else 1
+
+
+def _check_prices(args: Namespace) -> None:
+    """What only the costs of a plan that fits will need is wrong in any plan. Raises ConfigError."""
+    if args.region is not None:
+        from moonlet.plan.cost import kwh_usd
+
+        kwh_usd(args.region)
+    if args.prices is not None:
+        from moonlet.plan.prices import Prices
+
+        Prices(args.prices)
 
 
 def _plot(
@@ -200,17 +203,17 @@ def _question(args: Namespace) -> "tuple[Question, tuple[str, ...]]":
         args.quantization or _kind(weights.label),
         machine,
         context,
-        args.streams,
-        args.cache,
+        args.streams or 1,
+        args.cache or "bf16",
         args.prompt or min(PROMPT, max(context // 2, 1)),
         args.answer or min(ANSWER, context // 4),
         drafted=args.draft or 0,
-        accepted=args.accepted,
-        hits=args.expert_hits,
+        accepted=ACCEPTED if args.accepted is None else args.accepted,
+        hits=args.expert_hits or 0.0,
         measured=measured,
         weights=weights,
     )
-    gained(question.drafted, args.accepted)  # raises where there are too many
+    gained(question.drafted, question.accepted)  # raises where there are too many
     if question.prompt + question.answer > context:
         raise UsageError(
             f"a prompt of {question.prompt} and an answer of {question.answer} tokens do not fit into a context of {context}"
@@ -220,10 +223,8 @@ def _question(args: Namespace) -> "tuple[Question, tuple[str, ...]]":
     return question, notes
 
 
-def _measure(args: Namespace) -> None:
-    """Raises UsageError and OSError."""
-    if _said(args):
-        raise UsageError("--measure is for this machine: leave out what describes another")
+def _measure() -> None:
+    """Raises OSError and UsageError."""
     from moonlet.cli.measure import run_measure
 
     print(f"moonlet: measured; kept in {run_measure()}", file=sys.stderr)
@@ -277,26 +278,29 @@ def _answers(question: "Question", args: Namespace) -> "Sequence[Answer]":
     return sorted(found, key=lambda one: rank(one, starts(one, names)))
 
 
-def _whole(text: str) -> int:
-    if text.isascii() and text.isdigit() and 1 <= int(text[:12]) <= 10**9:
+def _whole(text: str, least: int = 1) -> int:
+    is_short = len(text) <= 12 and text.isascii() and text.isdigit()
+    if is_short and least <= int(text) <= _MOST_WHOLE:
         return int(text)
-    raise ArgumentTypeError(f"{text[:40]!r} is no whole number from 1")
+    raise ArgumentTypeError(f"{text[:40]!r} is no whole number from {least} to {_MOST_WHOLE}")
 
 
-def _number(text: str) -> float:
+def _from_0(text: str) -> int:
+    return _whole(text, 0)
+
+
+def _number(text: str, most: float = _MOST) -> float:
     try:
         value = float(text)
     except ValueError:
         value = -1.0
-    if 0 <= value <= 1e12:
+    if 0 <= value <= most:
         return value
-    raise ArgumentTypeError(f"{text[:40]!r} is no number from 0")
+    raise ArgumentTypeError(f"{text[:40]!r} is no number from 0 to {most:g}")
 
 
 def _share(text: str) -> float:
-    if (value := _number(text)) <= 1:
-        return value
-    raise ArgumentTypeError(f"{text[:40]!r} is no share from 0 to 1")
+    return _number(text, 1)
 
 
 def _positive(text: str) -> float:

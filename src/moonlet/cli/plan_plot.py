@@ -4,6 +4,7 @@ The picture is drawn in memory, written beside FILE and renamed, so that FILE is
 is needed.
 """
 
+import logging
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -69,6 +70,8 @@ def _write(path: Path, picture: bytes) -> None:
 def _picture(
     suffix: str, question: Question, fitting: Sequence[Answer], document: dict[str, Any]
 ) -> bytes:
+    # It warns of a home that it cannot write into, and then does without.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     try:
         import matplotlib as mpl
         from matplotlib.figure import Figure

@@ -70,8 +70,8 @@ class _Report:
     def _engines(self) -> Table:
         request = self.document["request"]
         table = Table(box=SIMPLE_HEAD, pad_edge=False)
-        table.add_column("engine")
-        table.add_column("weights", max_width=20, overflow="fold")
+        table.add_column("engine", no_wrap=True)
+        table.add_column("weights", min_width=11, max_width=20, overflow="fold")
         many = ("all streams",) if request["streams"] > 1 else ()
         for column in ("size", "first token", "tokens/s", *many):
             table.add_column(column, justify="right", no_wrap=column != "first token")
@@ -128,8 +128,14 @@ class _Report:
             self._say(f"Faster would be {'; '.join(map(_upgrade, better))}.")
         rows = plan["rests_on_rows"]
         on = f"{len(rows)} published measurements with {plan['engine']}"
+        request = self.document["request"]
+        many = (
+            ", that of all streams with the time of their prompts,"
+            if request["streams"] > 1
+            else ""
+        )
         self._say(
-            f"Speeds are those after a prompt of {self.document['request']['prompt']:,} tokens and rest on "
+            f"Speeds are those after a prompt of {request['prompt']:,} tokens{many} and rest on "
             f"{on if rows else 'what was measured of this machine'}; in brackets lie nine of ten measurements."
         )
         self._say(plan["quality"]["sentence"])

@@ -24,6 +24,7 @@ _AXES = {
 _AXIS = re.compile(r"([a-z]+)=?(\d{1,7})")
 _SEQUENCE = 4096
 _MOONLET = (16, 128)  # sequences and tokens: nano's micro-batches of 2048 tokens
+_MOST = 1e18  # tokens, or anything else
 _PER_RANK = 4  # micro-batches of a step for each pipeline rank, where nobody says --batch
 
 
@@ -156,6 +157,10 @@ def training_run(args: Namespace, config: ModelConfig, machine: "Machine") -> "T
         return moonlet_run(config, micro, sequence, args.batch)
     sequence = args.sequence or min(_SEQUENCE, config.max_position_embeddings)
     if args.train == "k2":
+        if machine.num_accelerators == 0:
+            raise UsageError(
+                "--train k2 needs GPUs, 256 or a multiple: name them, as --gpu 8xh800 --nodes 32"
+            )
         run = k2_run(
             config,
             machine.num_accelerators,
@@ -175,8 +180,9 @@ def training_run(args: Namespace, config: ModelConfig, machine: "Machine") -> "T
 def _check(args: Namespace) -> None:
     for name in ("sequence", "batch", "micro_batch", "tokens"):
         value = getattr(args, name)
-        if value is not None and not 1 <= value <= 1e18:
-            raise UsageError(f"--{name.replace('_', '-')} is {value}, but it must be at least 1")
+        if value is not None and not 1 <= value <= _MOST:
+            flag = "--" + name.replace("_", "-")
+            raise UsageError(f"{flag} is {value:g}, but it must be a number from 1 to {_MOST:g}")
 
 
 def _auto(config: ModelConfig, machine: "Machine") -> "Split":

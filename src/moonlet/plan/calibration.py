@@ -6,6 +6,7 @@ version of moonlet, is told in one sentence and counts as not being there.
 
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
@@ -117,6 +118,8 @@ def load_calibration(host: str, path: Path | None = None) -> tuple[Calibration |
     """The measurement of this machine (`fingerprint`), and a sentence where there is a file that is no use."""
     path = path or calibration_path()
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for its writer
+            return None, f"{path} is no regular file and is left out"
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except FileNotFoundError:

@@ -20,7 +20,6 @@
 published: a list of { tok_s, source }, guidance that is repeated beside the arithmetic and decides nothing.
 """
 
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -29,6 +28,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from moonlet.config import ModelConfig, preset
+from moonlet.config.toml import read_toml
 from moonlet.errors import ConfigError
 from moonlet.plan.claims_fields import CHECKS, HARDWARE, Guidance, Range, shown
 from moonlet.plan.describe import describe_machine
@@ -38,8 +38,7 @@ from moonlet.plan.weights import Weights
 
 EXAMPLES = {"k25": Path(__file__).with_name("claims_k25.toml")}
 LEAST_CONTEXT = 4096  # tokens that a deployment is taken to hold where the claim says nothing
-_MOST_BYTES, _MOST_CLAIMS = 100_000, 200
-_MOST_IN_LINE = 1000  # bytes: a key of thousands of dots takes a parser minutes
+_MOST_CLAIMS = 200
 
 
 @dataclass(frozen=True)
@@ -102,11 +101,7 @@ class PriceClaim(Claim):
 
 def read_claims(path: Path) -> tuple[Claim, ...]:
     """All claims of a file. Raises ConfigError that says which claim is wrong, and how."""
-    try:
-        table = tomllib.loads(_content(path).decode("utf-8"))
-    except (OSError, UnicodeError, tomllib.TOMLDecodeError, RecursionError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise ConfigError(f"{path} cannot be read as a table of claims: {reason}") from error
+    table = read_toml(path, f"a table of claims, of which moonlet has one ({', '.join(EXAMPLES)})")
     entries = table.get("claim")
     if not isinstance(entries, list) or not entries or len(table) > 1:
         raise ConfigError(f"{path} must be a list of tables [[claim]], and nothing else")
@@ -115,28 +110,6 @@ def read_claims(path: Path) -> tuple[Claim, ...]:
             f"{path} has {len(entries)} claims; give at most {_MOST_CLAIMS} in a file"
         )
     return tuple(_claim(entry, f"{path}, claim {n}") for n, entry in enumerate(entries, 1))
-
-
-def _content(path: Path) -> bytes:
-    """Of a regular file of a size and shape that claims have."""
-    try:
-        is_small = path.is_file() and path.stat().st_size <= _MOST_BYTES
-    except ValueError:  # a null byte in its name
-        is_small = False
-    if not is_small:
-        words = ", ".join(EXAMPLES)
-        raise ConfigError(
-            f"{path} is neither a file of at most {_MOST_BYTES // 1000} kB, as a table of claims is, nor a table that "
-            f"moonlet has ({words})"
-        )
-    with path.open("rb") as file:
-        content = file.read(_MOST_BYTES)
-    longest = max(map(len, content.splitlines()), default=0)
-    if longest > _MOST_IN_LINE:
-        raise ConfigError(
-            f"{path} has a line of {longest} bytes; a table of claims has at most {_MOST_IN_LINE}"
-        )
-    return content
 
 
 def _claim(entry: Any, where: str) -> Claim:

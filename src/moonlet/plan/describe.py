@@ -31,6 +31,8 @@ from moonlet.plan.catalogue import (
 from moonlet.plan.machine import Accelerator, Disk, Host, Machine
 
 MAX_CARDS = 128  # of one node
+MAX_NODES = 4096
+_MOST_TEXT = 80  # characters of a --gpu: it is in headlines
 DESKTOP_GB = 192  # of memory that a desktop board takes
 _OPERATIONS_PER_BYTE = 100  # bf16, between a 3090 (76) and a 4090 (164)
 _COUNT = re.compile(r"(\d{1,6})\s*[x*]\s*(.+)", re.IGNORECASE)
@@ -62,15 +64,20 @@ def describe_machine(
     together. nvme: GB/s that the drive reads. disk_gb: free on it. Raises ConfigError.
     """
     _check(ram_gb=ram_gb, cpu_bandwidth=cpu_bandwidth, cores=cores, sockets=sockets)
-    _check(disk_gb=disk_gb, network_gbit=network_gbit, nodes=nodes)
+    _check(disk_gb=disk_gb, network_gbit=network_gbit)
     if not (gpu or ram_gb or cpu or cpu_bandwidth):
         raise ConfigError(
             "nothing is said of the machine: name at least --gpu, --ram or --cpu, or leave all of it out "
             "to plan for this one"
         )
+    gpu = [" ".join(text.split()) for text in gpu]
     entries, assumed = _cards(gpu)
     if any(entry.accelerator.unified for entry in entries):
-        entries, nodes = _apple(entries, ram_gb, nodes)
+        if cpu or sockets:
+            raise ConfigError("an Apple chip is its own processor: leave out --cpu and --sockets")
+        entries, nodes = _apple(entries, ram_gb, nodes, assumed)
+    if not 1 <= nodes <= MAX_NODES:
+        raise ConfigError(f"--nodes {nodes}: it must be 1 to {MAX_NODES}, Apple chips included")
     host = _host(entries, ram_gb, cpu, cpu_bandwidth, cores, sockets, assumed)
     name = " + ".join((*gpu, host.name)) if not _is_apple(entries) else entries[0].accelerator.name
     machine = Machine(
@@ -88,8 +95,12 @@ def _cards(texts: Sequence[str]) -> tuple[list[AcceleratorEntry], list[str]]:
     entries: list[AcceleratorEntry] = []
     assumed: list[str] = []
     for text in texts:
-        counted = _COUNT.fullmatch(text.strip())
-        count, name = (int(counted[1]), counted[2]) if counted else (1, text.strip())
+        if len(text) > _MOST_TEXT:
+            raise ConfigError(
+                f"--gpu {text[:20] + '...'!r} has {len(text)} characters; at most {_MOST_TEXT} name an accelerator"
+            )
+        counted = _COUNT.fullmatch(text)
+        count, name = (int(counted[1]), counted[2]) if counted else (1, text)
         if not 1 <= count <= MAX_CARDS - len(entries):
             raise ConfigError(
                 f"--gpu {text[:60]!r}: a node holds 1 to {MAX_CARDS} accelerators; use --nodes for more"
@@ -123,7 +134,7 @@ def _card(name: str, assumed: list[str]) -> AcceleratorEntry:
 
 
 def _apple(
-    entries: list[AcceleratorEntry], ram_gb: float | None, nodes: int
+    entries: list[AcceleratorEntry], ram_gb: float | None, nodes: int, assumed: list[str]
 ) -> tuple[list[AcceleratorEntry], int]:
     """One chip a node, with the memory that was asked for."""
     first = entries[0]
@@ -131,8 +142,13 @@ def _apple(
         raise ConfigError(
             "Apple chips stand alone, one kind in all nodes: write 2xm3-ultra-512, or plan for each by itself"
         )
-    if ram_gb:
-        first = replace(first, accelerator=replace(first.accelerator, memory_bytes=ram_gb * GIB))
+    chip = first.accelerator
+    if ram_gb and ram_gb * GIB != chip.memory_bytes:
+        assumed.append(
+            f"{chip.name} with {ram_gb:g} GB of memory, as --ram says, in place of its {chip.memory_bytes / GIB:g} GB"
+        )
+        chip = replace(chip, name=f"{chip.name} with {ram_gb:g} GB", memory_bytes=ram_gb * GIB)
+        first = replace(first, accelerator=chip)
     return [first], nodes * len(entries)
 
 
@@ -201,7 +217,9 @@ def _processor(
 def _disk(nvme: float | None, disk_gb: float | None, assumed: list[str]) -> Disk | None:
     """Disks, unlike memory, are sold in decimal gigabytes."""
     if nvme is not None and not (isfinite(nvme) and 0 <= nvme < 1e6):
-        raise ConfigError(f"--nvme {nvme:g}: it must be GB/s that the drive reads, 0 for none")
+        raise ConfigError(
+            f"--nvme {nvme:g}: it must be GB/s that the drive reads, below 1e6, 0 for none"
+        )
     if nvme == 0:
         return None
     rate = nvme_bytes_s(4) if nvme is None else nvme * GB

@@ -13,13 +13,13 @@ cost, the planner compares with it what a machine of one's own costs.
 """
 
 import math
-import tomllib
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
 from moonlet.chat.provider import Usage
+from moonlet.config.toml import read_toml
 from moonlet.errors import ConfigError
 
 _BUILT_IN = Path(__file__).with_name("api_prices.toml")
@@ -81,12 +81,7 @@ def _last_part(name: str) -> str:
 
 
 def _read(path: Path) -> dict[str, Price]:
-    try:
-        with path.open("rb") as file:
-            raw = tomllib.load(file)
-    except (OSError, ValueError, RecursionError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise ConfigError(f"the prices in {path} cannot be read: {reason}") from error
+    raw = read_toml(path, "a table of prices")
     return {name: _price(entry, f"{path}: {name!r}") for name, entry in raw.items()}
 
 

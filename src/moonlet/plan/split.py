@@ -14,6 +14,7 @@ from moonlet.config import ModelConfig
 from moonlet.config.tensors import Part, TensorSpec, tensor_specs
 from moonlet.errors import ConfigError
 
+_MOST = 1_000_000  # ranks
 Zero = Literal[0, 1, 2, 3]
 
 # Every rank computes these whole: the two down projections of MLA, which feed all heads; the router and the
@@ -40,8 +41,10 @@ class Split:
     def __post_init__(self) -> None:
         for name in ("pipeline", "virtual", "expert", "tensor", "data", "context"):
             value = getattr(self, name)
-            if not isinstance(value, int) or not 1 <= value <= 1_000_000:
-                raise ConfigError(f"{name} is {value!r}, but it must be a whole number from 1")
+            if not isinstance(value, int) or not 1 <= value <= _MOST:
+                raise ConfigError(
+                    f"{name} is {value!r}, but it must be a whole number from 1 to {_MOST}"
+                )
         if self.data % self.expert:
             raise ConfigError(
                 f"{self.expert} expert-parallel ranks must divide the {self.data} data-parallel ones, "
