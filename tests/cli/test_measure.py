@@ -10,9 +10,11 @@ import torch
 from moonlet import kernels
 from moonlet.cli import measure, measure_disk
 from moonlet.config import preset
+from moonlet.kernels.limits import Arithmetic
 from moonlet.model import operations
-from moonlet.model.profile import is_packed, stored_bytes
+from moonlet.model.profile import Step, bytes_read, is_packed, profile, stored_bytes
 from moonlet.model.slices import Pool, float_slice, packed_slice
+from moonlet.model.speed import Decode
 from moonlet.plan.calibration import fingerprint, load_calibration
 from moonlet.plan.detect import detect_machine
 from moonlet.plan.local import decode_seconds, prefill_seconds
@@ -50,6 +52,17 @@ def test_a_slice_runs_on_the_kernels(kind: str, rank: int | None) -> None:
         logits = model.logits(model.hidden(ids, cache=model.new_cache(1, 12)))
     assert logits.shape == (1, 12, config.vocab_size)
     assert torch.isfinite(logits).all()
+
+
+def test_experts_of_a_slice_are_asked_evenly() -> None:
+    """As predictions count them: 8 tokens that each ask 6 of 64 reach 64 (1 - (58/64)^8) = 35 of them."""
+    config = replace(TINY, hidden_size=256, moe_intermediate_size=256, intermediate_size=256, num_hidden_layers=3,
+                     n_routed_experts=64, num_experts_per_tok=6)  # fmt: skip
+    model = packed_slice(Pool(), config, "Q8_0")
+    what, run = Step(8, 1, 0), Decode(model, 0, 8, 1).step
+    parts = profile(model, what, run, 1e9, Arithmetic(1e12, 1e12, 1e12))
+    read = next(part.bytes for part in parts if part.part == "experts")
+    assert 0.9 < read / bytes_read(model, what)["experts"] < 1.1
 
 
 def test_a_form_knows_what_it_builds() -> None:

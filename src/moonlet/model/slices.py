@@ -70,7 +70,7 @@ class Pool:
 
 def _encoded(kind: str, columns: int) -> Rows:
     values = np.random.default_rng(0).standard_normal((_POOL_ROWS, columns), np.float32)
-    values *= np.float32(columns**-0.5)  # products keep the size of what they multiply
+    values *= np.float32(0.1 * columns**-0.5)  # layers add little, so that tokens stay different
     if kind in ENCODERS:
         return Rows(encode(kind, values))
     if kind in TYPES:  # any bytes are such a block; small ones leave its scale a finite number
@@ -109,10 +109,11 @@ def packed_slice(pool: Pool, config: ModelConfig, kind: str, rest: str = "Q8_0")
         return PackedSwiGLU(norm, kernels.Ffn(gate, up, pool.matrix(kind, c.hidden_size, width)))
 
     def moe() -> PackedMoE:
-        # Unlike other weights a router's must differ, or all tokens would ask the same experts.
+        # Unlike other weights a router's must differ, and be so small that no score is 1, or all tokens would ask
+        # the same experts.
         values = np.random.default_rng(1).standard_normal(
             (c.n_routed_experts, c.hidden_size), np.float32
-        )
+        ) * np.float32(c.hidden_size**-0.5)
         gate = kernels.Matrix("F32", c.n_routed_experts, c.hidden_size)
         gate.pack("F32", values.view(np.uint8))
         bias = np.zeros(c.n_routed_experts, np.float32) if c.has_correction_bias else None
