@@ -29,12 +29,12 @@ from torch import Tensor
 from moonlet import kernels, nano
 from moonlet.checkpoint import save_checkpoint
 from moonlet.checkpoint.convert import Conversion, to_gguf, to_hf
-from moonlet.checkpoint.gguf_names import forms_of
 from moonlet.checkpoint.parts import Wish
 from moonlet.checkpoint.transcode import FLOATS, from_values, values_of
 from moonlet.cli.inspect import report
 from moonlet.cli.models import describe
 from moonlet.config import preset, tensor_specs
+from moonlet.config.gguf_tensors import forms_of
 from moonlet.model import FloatForm, Model, load_model, load_packed
 from moonlet.model.speed import Decode
 from moonlet.nano.evaluate import held_out_cases, score

@@ -13,8 +13,8 @@ SRC = Path(__file__).parents[1] / "src" / "moonlet"
 LEVELS = [
     {"errors"},
     {"config"},
-    {"plan", "chat", "quant"},
-    {"checkpoint", "kernels"},
+    {"chat", "quant"},
+    {"plan", "checkpoint", "kernels"},
     {"model"},
     {"engine"},
     {"train", "gateway", "server", "swarm", "nano"},
@@ -23,7 +23,7 @@ LEVELS = [
     {"cli"},
 ]
 LEVEL = {unit: level for level, units in enumerate(LEVELS) for unit in units}
-WITHOUT_TORCH = ["errors", "config", "chat", "quant", "gateway", "server", "cli"]
+WITHOUT_TORCH = ["errors", "config", "chat", "quant", "plan", "gateway", "server", "cli"]
 
 
 def imported_names(node: ast.AST) -> Iterator[tuple[str, int]]:

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from moonlet.checkpoint.gguf_names import GgufSlot, forms_of
 from moonlet.checkpoint.gguf_write import GgufWriter, TensorInfo, gguf_metadata
 from moonlet.config import ModelConfig, TensorSpec, tensor_specs
+from moonlet.config.gguf_tensors import GgufSlot, forms_of
 from moonlet.quant import encode
 from moonlet.quant.types import TYPES
 

@@ -13,10 +13,11 @@ from moonlet.chat.media import MediaLimits
 from moonlet.checkpoint import GgufCheckpoint, open_checkpoint, read_config
 from moonlet.checkpoint.gguf import GgufFile
 from moonlet.checkpoint.gguf_config import config_from_gguf, config_to_gguf
-from moonlet.checkpoint.gguf_names import forms_of, to_gguf
+from moonlet.checkpoint.gguf_rows import to_gguf
 from moonlet.checkpoint.gguf_vision import find_mmproj, vision_from_gguf, vision_to_gguf
 from moonlet.checkpoint.gguf_write import GgufWriter, TensorInfo
 from moonlet.config import PRESETS, ModelConfig, RopeConfig, preset, tensor_specs
+from moonlet.config.gguf_tensors import forms_of
 from moonlet.errors import CheckpointError, ConfigError, NotSupportedError
 from moonlet.quant import decode
 from tests.checkpoint.tiny import random_tensors

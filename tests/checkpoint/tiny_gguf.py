@@ -8,10 +8,11 @@ import numpy as np
 import torch
 
 from moonlet.checkpoint.gguf_config import config_to_gguf
-from moonlet.checkpoint.gguf_names import GgufSlot, forms_of, to_gguf
+from moonlet.checkpoint.gguf_rows import to_gguf
 from moonlet.checkpoint.gguf_vision import vision_to_gguf
 from moonlet.checkpoint.gguf_write import GgufWriter, TensorInfo
 from moonlet.config import ModelConfig, TensorSpec, tensor_specs
+from moonlet.config.gguf_tensors import GgufSlot, forms_of
 from moonlet.quant import encode
 from moonlet.quant.types import TYPES
 

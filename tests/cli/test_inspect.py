@@ -89,6 +89,18 @@ def test_k25_needs_neither_torch_nor_memory() -> None:
     assert json.loads(done.stdout)["model_type"] == "kimi_k25"
 
 
+def test_a_gguf_needs_no_torch(tmp_path: Path) -> None:
+    source = write_tiny_checkpoint(tmp_path / "tiny")
+    to_gguf(Conversion(source, tmp_path / "g.gguf", Wish()), 2, lambda done, total: None)
+    code = (
+        "import sys; from moonlet.cli.main import main; main(sys.argv[1:])\n"
+        "assert 'torch' not in sys.modules"
+    )
+    argv = [sys.executable, "-c", code, "inspect", str(tmp_path / "g.gguf"), "--json"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", "kimi-k2.5"]) == 0
     out = capsys.readouterr().out

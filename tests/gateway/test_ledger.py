@@ -31,8 +31,8 @@ from moonlet.errors import ConfigError, EngineError, MoonletError, PromptError, 
 from moonlet.gateway.budgets import Budgets
 from moonlet.gateway.ledger import End, Ledger
 from moonlet.gateway.metered import Metered, MeteredText, metered
-from moonlet.gateway.prices import Price
 from moonlet.gateway.upstream import Upstream
+from moonlet.plan.prices import Price
 from tests.gateway.endpoint import FakeEndpoint, Says, chunk, refuses, running, text
 
 HELLO = ChatRequest(parse_messages([{"role": "user", "content": "x" * 400}]), asked_by="abc")
@@ -204,7 +204,7 @@ from moonlet.gateway.budgets import Budgets
 from moonlet.gateway.endpoint import Endpoint
 from moonlet.gateway.ledger import Ledger
 from moonlet.gateway.metered import metered
-from moonlet.gateway.prices import Price
+from moonlet.plan.prices import Price
 from moonlet.gateway.upstream import Upstream
 
 async def main():

@@ -39,8 +39,8 @@ from moonlet.gateway.discover import discover
 from moonlet.gateway.endpoint import Endpoint
 from moonlet.gateway.ledger import Ledger
 from moonlet.gateway.metered import metered
-from moonlet.gateway.prices import Price
 from moonlet.gateway.upstream import Upstream
+from moonlet.plan.prices import Price
 from moonlet.server import create_app
 from moonlet.server.auth import short_digest
 from moonlet.server.file_store import FileStore

@@ -134,7 +134,8 @@ def test_a_file_is_a_mix_and_its_first_match_wins(tmp_path: Path) -> None:
         ('file_type = true\n[types]\n"*" = "Q8_0"\n', "file_type True"),
         ("[types", "cannot be read"),
         ("\udcff", "cannot be read"),
-        ("#" * (1 << 20) + "\n", "a page of text"),
+        ("#\n" * (1 << 20), "longer than 100 kB"),
+        (".a" * 25_000, "a line of 50000 bytes"),
     ],
 )
 def test_tables_that_are_none_are_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -150,5 +151,5 @@ def test_names_and_paths_that_lead_nowhere_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         load_mix(tmp_path / "absent.toml")
     (tmp_path / "folder.toml").mkdir()
-    with pytest.raises(ConfigError, match="a page of text"):
+    with pytest.raises(ConfigError, match="no regular file"):
         load_mix(tmp_path / "folder.toml")

@@ -1,54 +1,22 @@
 """Comparing what files hold with what the configuration asks for: every problem, before anything runs."""
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
-from typing import Literal
 
 from moonlet.checkpoint.convert_layout import blocks_of
 from moonlet.checkpoint.names import Role, Slot, file_name, slot_of
+from moonlet.checkpoint.problems import Problems
 from moonlet.checkpoint.safetensors import Entry, SafetensorsFile
 from moonlet.checkpoint.untrusted import shown
 from moonlet.config import ModelConfig, TensorSpec, tensor_specs
-from moonlet.errors import CheckpointError
 from moonlet.quant import fp8, int4
 
 FLOATS = ("BF16", "F16", "F32")
-NAMES_PER_KIND = 20
 
 # One stored matrix: its tensor, or the tensors of its quantized form.
 Matrix = dict[Role, Entry]
 # The matrices that make up a canonical tensor, by expert and block; (None, None) is the whole.
 Parts = dict[tuple[int | None, str | None], Matrix]
-
-
-class Problems:
-    """Collects problems by kind and raises them together, `NAMES_PER_KIND` names of each."""
-
-    def __init__(self, verb: Literal["loaded", "saved"]) -> None:
-        self._verb = verb
-        self._counts: Counter[str] = Counter()
-        self._names: defaultdict[str, list[str]] = defaultdict(list)
-
-    def add(self, kind: str, name: str) -> None:
-        self.add_many(kind, 1, [name])
-
-    def add_many(self, kind: str, count: int, names: Iterable[str]) -> None:
-        """`count` problems of a kind; of `names` only as many are taken as will be shown."""
-        self._counts[kind] += count
-        room = NAMES_PER_KIND - len(self._names[kind])
-        if room > 0:
-            self._names[kind] += [name for name, _ in zip(names, range(room), strict=False)]
-
-    def raise_if_any(self, folder: Path) -> None:
-        if not self._counts:
-            return
-        parts = []
-        for kind, count in self._counts.items():
-            names = self._names[kind]
-            more = f", and {count - len(names)} more" if count > len(names) else ""
-            parts.append(f"{count} {kind} ({', '.join(names)}{more})")
-        raise CheckpointError(f"{folder} cannot be {self._verb}: {'; '.join(parts)}")
 
 
 def sort_into_slots(

@@ -22,7 +22,6 @@ from moonlet.checkpoint.companions import (
 from moonlet.checkpoint.convert_gguf import file_type, gguf_output, gguf_tensors
 from moonlet.checkpoint.convert_hf import hf_config, hf_files, hf_outputs
 from moonlet.checkpoint.gguf import open_parts
-from moonlet.checkpoint.gguf_names import forms_of
 from moonlet.checkpoint.gguf_reader import GgufCheckpoint
 from moonlet.checkpoint.gguf_vision import find_mmproj
 from moonlet.checkpoint.imatrix import ImportanceMatrix
@@ -33,6 +32,7 @@ from moonlet.checkpoint.reader import open_checkpoint
 from moonlet.checkpoint.resume import Output, Progress, WorkFolder
 from moonlet.checkpoint.writer import check_replaceable
 from moonlet.config import tensor_specs
+from moonlet.config.gguf_tensors import forms_of
 from moonlet.errors import CheckpointError, NotSupportedError
 
 

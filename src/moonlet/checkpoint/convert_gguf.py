@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from moonlet.checkpoint.gguf_names import GgufSlot, forms_of, to_gguf
+from moonlet.checkpoint.gguf_rows import to_gguf
 from moonlet.checkpoint.gguf_write import ALIGNMENT, TensorInfo, _start
 from moonlet.checkpoint.parts import (
     Importance,
@@ -25,6 +25,7 @@ from moonlet.checkpoint.resume import Job, Output
 from moonlet.checkpoint.stored import StoredMatrix
 from moonlet.checkpoint.transcode import from_values
 from moonlet.config import TensorSpec, tensor_specs
+from moonlet.config.gguf_tensors import GgufSlot, forms_of
 from moonlet.quant.types import TYPES
 
 # llama.cpp's numbers for a file of mostly one type (llama_ftype); they inform people only.

@@ -17,7 +17,7 @@ import stat
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,6 +67,14 @@ class GgufTensor:
             self.file.mapped.madvise(mmap.MADV_DONTNEED, begin, length)
 
 
+class MoreNeeded(Exception):
+    """The start of a file that was given ends before what it describes; `wanted` bytes are needed at least."""
+
+    def __init__(self, wanted: int) -> None:
+        super().__init__(wanted)
+        self.wanted = wanted
+
+
 class GgufFile:
     """An open file: `metadata` by key, `tensors` by name in the order of their table.
 
@@ -75,11 +83,15 @@ class GgufFile:
     that are not read here.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, start: bytes | None = None, size_bytes: int = 0) -> None:
+        """Without `start` the file on this machine; with it the file of `size_bytes` that begins so.
+
+        Of the latter the tensors' bytes cannot be had, and MoreNeeded says that `start` is too short.
+        """
         self.path = path
-        self.mapped = _map(path)
-        self.size_bytes = len(self.mapped)
-        reader = _Reader(path, self.mapped)
+        self.mapped: mmap.mmap = _map(path) if start is None else cast(mmap.mmap, start)
+        self.size_bytes = len(self.mapped) if start is None else size_bytes
+        reader = _Reader(path, self.mapped, self.size_bytes)
         tensors, keys = _read_start(reader)
         self.metadata = _read_metadata(reader, keys)
         self.tensors = self._read_table(reader, tensors)
@@ -174,14 +186,15 @@ def _check_parts(parts: list[GgufFile]) -> None:
 class _Reader:
     """Takes values from the start of a file, none of them beyond its end."""
 
-    def __init__(self, path: Path, data: mmap.mmap) -> None:
+    def __init__(self, path: Path, data: mmap.mmap, size_bytes: int) -> None:
         self.path = path
         self.data = data
+        self.size_bytes = size_bytes  # of the file, of which `data` may be the start only
         self.position = 0
 
     @property
     def size_left(self) -> int:
-        return len(self.data) - self.position
+        return self.size_bytes - self.position
 
     def error(self, what: str) -> CheckpointError:
         return CheckpointError(f"{self.path} {what}")
@@ -191,9 +204,11 @@ class _Reader:
         begin = self.position
         if size > self.size_left:
             raise self.error(
-                f"has {len(self.data)} bytes, which is too short for {what} of {size} bytes at {begin}: "
+                f"has {self.size_bytes} bytes, which is too short for {what} of {size} bytes at {begin}: "
                 "it is truncated or damaged"
             )
+        if begin + size > len(self.data):
+            raise MoreNeeded(begin + size)
         self.position = begin + size
         return begin
 
@@ -223,12 +238,20 @@ class _Reader:
                 begin = position + 8
                 position = begin + length_at(data, position)[0]
                 if position > size:
-                    raise self.error(f"ends inside {what}: it is truncated or damaged")
+                    raise self._ended(position, what)
                 found.append(data[begin:position].decode("utf-8"))
-        except (struct.error, UnicodeDecodeError) as error:
+        except struct.error as error:
+            raise self._ended(position + 8, what) from error
+        except UnicodeDecodeError as error:
             raise self.error(f"has no usable text in {what} at byte {position}") from error
         self.position = position
         return found
+
+    def _ended(self, position: int, what: str) -> Exception:
+        """What to raise when the data have no byte before `position`."""
+        if position <= self.size_bytes:
+            return MoreNeeded(position)
+        return self.error(f"ends inside {what}: it is truncated or damaged")
 
     def value(self, kind: int, what: str) -> Value:
         if kind in SCALARS:

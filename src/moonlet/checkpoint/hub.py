@@ -13,7 +13,7 @@ from moonlet.errors import CheckpointError
 # Data only: nothing that could be executed is ever fetched. Folders hold other copies of the weights.
 PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.txt", "tiktoken.model"]
 FOLDERS = ["*/*"]
-_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 
 
 def resolve(model: str) -> Path:
@@ -37,7 +37,7 @@ def resolve(model: str) -> Path:
         return path
     if model and exists:
         raise CheckpointError(f"{model} is a file; give the folder that it lies in")
-    if not _REPOSITORY.fullmatch(model):
+    if not REPOSITORY.fullmatch(model):
         raise CheckpointError(
             f"'{shown(model)}' is neither a folder here nor a repository name like org/name"
         )

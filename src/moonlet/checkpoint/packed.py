@@ -25,7 +25,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from moonlet.checkpoint.check import FLOATS, Problems
+from moonlet.checkpoint.check import FLOATS
+from moonlet.checkpoint.problems import Problems
 from moonlet.checkpoint.safetensors import Entry, SafetensorsFile
 from moonlet.checkpoint.stored import StoredMatrix
 from moonlet.checkpoint.untrusted import parse_json_object, shown

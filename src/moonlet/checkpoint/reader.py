@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from moonlet.checkpoint.check import Matrix, Parts, Problems, compare, sort_into_slots
+from moonlet.checkpoint.check import Matrix, Parts, compare, sort_into_slots
 from moonlet.checkpoint.convert_layout import blocks_of, rows_from_transformers
 from moonlet.checkpoint.gguf_reader import GgufCheckpoint
 from moonlet.checkpoint.index import weight_files
 from moonlet.checkpoint.packed import PackedCheckpoint, is_packed
+from moonlet.checkpoint.problems import Problems
 from moonlet.checkpoint.safetensors import TYPE_NAMES, SafetensorsFile
 from moonlet.checkpoint.stored import StoredMatrix
 from moonlet.config import ModelConfig, TensorSpec, load_config, tensor_specs

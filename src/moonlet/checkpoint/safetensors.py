@@ -17,12 +17,10 @@ from typing import Any
 
 import torch
 
+from moonlet.checkpoint.safetensors_header import check_length, read_header
 from moonlet.checkpoint.untrusted import parse_json_object, shown
 from moonlet.errors import CheckpointError
 
-# Also the limit of the original library; the header of K2.5 in a single file would be 30 MB.
-HEADER_BYTES_LIMIT = 100_000_000
-DIMENSIONS_LIMIT = 8
 TORCH_TYPES = {
     "BOOL": torch.bool,
     "U8": torch.uint8,
@@ -37,6 +35,7 @@ TORCH_TYPES = {
     "I64": torch.int64,
     "F64": torch.float64,
 }
+_ITEM_BYTES = {name: dtype.itemsize for name, dtype in TORCH_TYPES.items()}
 TYPE_NAMES = {dtype: name for name, dtype in TORCH_TYPES.items()}
 
 
@@ -79,13 +78,10 @@ class SafetensorsFile:
                 header, data_start = self._read_header(file)
         except OSError as error:
             raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
-        metadata = header.pop("__metadata__", None)
-        pairs = metadata.items() if isinstance(metadata, dict) else ()
-        self.metadata = {name: value for name, value in pairs if isinstance(value, str)}
-        entries = [self._entry(name, value, data_start) for name, value in header.items()]
-        entries.sort(key=lambda entry: (entry.begin, entry.end))
-        self._check_tiling(entries, data_start)
-        self.entries = {entry.name: entry for entry in entries}
+        self.metadata, described = read_header(
+            header, str(path), data_start, self.size_bytes, _ITEM_BYTES
+        )
+        self.entries = {one.name: Entry(self, *one) for one in described}
 
     def tensor(self, entry: Entry) -> torch.Tensor:
         """The tensor as stored, without a copy: a view of the memory map, which it keeps alive."""
@@ -144,61 +140,5 @@ class SafetensorsFile:
                 f"{self.path} has {self.size_bytes} bytes, which is no safetensors file"
             )
         length = int.from_bytes(file.read(8), "little")
-        if length > HEADER_BYTES_LIMIT:
-            raise CheckpointError(
-                f"{self.path} claims a header of {length} bytes; at most {HEADER_BYTES_LIMIT} are read"
-            )
-        if length > self.size_bytes - 8:
-            raise CheckpointError(
-                f"{self.path} claims a header of {length} bytes but has only {self.size_bytes - 8} "
-                "after its start: it is truncated, or not a safetensors file"
-            )
+        check_length(length, self.size_bytes, str(self.path))
         return parse_json_object(file.read(length), f"the header of {self.path}"), 8 + length
-
-    def _entry(self, name: str, value: Any, data_start: int) -> Entry:
-        where = f"{self.path}: tensor {shown(name)}"
-        if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
-            raise CheckpointError(f"{where} is not described by dtype, shape and data_offsets")
-        dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
-        if not isinstance(dtype, str) or dtype not in TORCH_TYPES:
-            raise CheckpointError(f"{where} has the unknown type {shown(repr(dtype))}")
-        if not _are_sizes(shape) or len(shape) > DIMENSIONS_LIMIT:
-            raise CheckpointError(
-                f"{where} has the shape {shown(repr(shape))}, not up to {DIMENSIONS_LIMIT} sizes"
-            )
-        if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-            raise CheckpointError(
-                f"{where} has the data_offsets {shown(repr(offsets))}, not [begin, end]"
-            )
-        begin, end = offsets
-        itemsize = TORCH_TYPES[dtype].itemsize
-        # Sizes beside a zero count too: a shape must fit 64 bits even when the tensor is empty.
-        if math.prod(max(size, 1) for size in shape) * itemsize >= 2**63 or end >= 2**62:
-            raise CheckpointError(
-                f"{where} of shape {shown(repr(shape))} is larger than any memory"
-            )
-        wanted = math.prod(shape) * itemsize
-        if end - begin != wanted:
-            raise CheckpointError(
-                f"{where} has {end - begin} bytes, but {dtype} of shape {shape} needs {wanted}"
-            )
-        return Entry(self, name, dtype, tuple(shape), data_start + begin, data_start + end)
-
-    def _check_tiling(self, entries: list[Entry], data_start: int) -> None:
-        end = data_start
-        for entry in entries:
-            if entry.begin != end:
-                kind = "overlaps the tensor before it" if entry.begin < end else "leaves a gap"
-                raise CheckpointError(
-                    f"{self.path}: tensor {shown(entry.name)} {kind}: it begins at byte "
-                    f"{entry.begin}, not {end}"
-                )
-            end = entry.end
-        if end < self.size_bytes:
-            raise CheckpointError(
-                f"{self.path} has {self.size_bytes - end} bytes after its last tensor"
-            )
-
-
-def _are_sizes(value: Any) -> bool:
-    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)

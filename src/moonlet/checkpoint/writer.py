@@ -29,10 +29,10 @@ from typing import Any, Literal
 
 import torch
 
-from moonlet.checkpoint.check import Problems
 from moonlet.checkpoint.convert_layout import blocks_of
 from moonlet.checkpoint.index import INDEX_NAME, SINGLE_NAME
 from moonlet.checkpoint.names import Naming, Slot, file_name
+from moonlet.checkpoint.problems import Problems
 from moonlet.checkpoint.safetensors_write import Piece, split_into_shards, write_safetensors
 from moonlet.config import ModelConfig, QuantConfig, TensorSpec, preset, tensor_specs, to_hf
 from moonlet.errors import CheckpointError

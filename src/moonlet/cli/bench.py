@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from moonlet.model.speed import Decode, Prefill
 
 STEPS = 16  # of decoding in one run
+ENOUGH_S = 0.3  # of runs of one case in a repetition
 RANDOM = "random:"
 _SPARE = 0.9  # of the free memory may be taken
 
@@ -251,8 +252,17 @@ def _measure(
             if repetition == 0:
                 prepared.run()  # buffers of this size are made
             case.bandwidths.append(bandwidth.read(passes=3))
-            case.seconds.append(prepared.run())
+            case.seconds.append(_typical(prepared.run))
             case.bandwidths.append(bandwidth.read(passes=3))
+
+
+def _typical(run: "Callable[[], float]") -> float:
+    """Seconds of a run: the median of as many as fit into ENOUGH_S, as a short one is far from alone when a model
+    serves; the first, which finds the caches full of what measured the bandwidth, counts if it is long enough.
+    """
+    first = run()
+    times = [run() for _ in range(min(int(ENOUGH_S / first), 20))]
+    return median(times or [first])
 
 
 def _result(case: Case, model: "Model", bandwidth: "Bandwidth") -> dict[str, Any]:

@@ -15,11 +15,11 @@ from argparse import ArgumentParser
 from collections.abc import Sequence
 
 from moonlet import __version__
-from moonlet.cli import bench, chat, convert, doctor, imatrix, inspect, serve, train, verify
+from moonlet.cli import bench, chat, convert, doctor, imatrix, inspect, plan, serve, train, verify
 from moonlet.cli.console import mend_streams, printable
 from moonlet.errors import MoonletError
 
-COMMANDS = (serve, chat, inspect, convert, imatrix, bench, doctor, verify, train)
+COMMANDS = (serve, chat, inspect, plan, convert, imatrix, bench, doctor, verify, train)
 
 
 def build_parser() -> ArgumentParser:

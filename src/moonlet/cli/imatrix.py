@@ -91,7 +91,7 @@ def encode(path: Path, text: str) -> list[int]:
 
 def as_gguf(squares: "Squares", config: "ModelConfig") -> dict[str, tuple[Any, Any]]:
     """The sums and counts by the names of GGUF tensors."""
-    from moonlet.checkpoint.gguf_names import gguf_name
+    from moonlet.config.gguf_tensors import gguf_name
 
     found: dict[str, tuple[Any, Any]] = {}
     for (name, block), (sums, counts) in squares.found.items():

@@ -105,11 +105,15 @@ def _in_files(
 ) -> tuple[dict[Part, dict[str, int]], dict[str, int]]:
     """Bytes by part and type as `weights` holds them, or as `published` for a folder, and the files' size."""
     stored, paths = published, list(weights.glob("*.safetensors"))
-    if weights.is_file() or weights / PACKED in paths:
-        from moonlet.checkpoint import Checkpoint, open_checkpoint
+    if weights.is_file():
+        from moonlet.checkpoint.gguf_model import GgufModel, open_files
 
-        opened = open_checkpoint(weights)
-        assert not isinstance(opened, Checkpoint)
+        opened = GgufModel(weights, *open_files(weights))
+        stored, paths = opened.bytes_by_part(), opened.paths
+    elif weights / PACKED in paths:
+        from moonlet.checkpoint import PackedCheckpoint
+
+        opened = PackedCheckpoint(weights)
         stored, paths = opened.bytes_by_part(), opened.paths
     sizes = [path.stat().st_size for path in paths]
     return stored, {"count": len(sizes), "bytes": sum(sizes)}

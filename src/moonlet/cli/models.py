@@ -47,11 +47,12 @@ def describe(model: str | None) -> Described:
         return Described(EMBEDDED, load_config(nano.folder() / "config.json"), nano.folder())
     path = _path(model)
     if path.suffix.lower() == ".gguf" and not path.is_dir():
-        from moonlet.checkpoint import read_config, resolve
+        from moonlet.checkpoint.gguf_model import GgufModel, open_files
+        from moonlet.checkpoint.hub import resolve
 
         resolve(model)  # raises CheckpointError when it is not there
 
-        return Described(path.stem, read_config(path), path)
+        return Described(path.stem, GgufModel(path, *open_files(path)).config, path)
     if path.is_dir():
         if not (path / "config.json").is_file():
             ggufs = sorted(path.glob("*.gguf"))

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from moonlet.gateway.discover import Found
     from moonlet.gateway.endpoint import Endpoint
     from moonlet.gateway.ledger import Ledger
-    from moonlet.gateway.prices import Prices
     from moonlet.gateway.upstream import Upstream
+    from moonlet.plan.prices import Prices
 
 
 def add_upstream_options(parser: ArgumentParser) -> None:
@@ -51,7 +51,7 @@ def add_upstream_options(parser: ArgumentParser) -> None:
         "--prices",
         type=Path,
         metavar="FILE",
-        help="what tokens cost, in TOML (see gateway/prices.toml in the package)",
+        help="what tokens cost, in TOML (see plan/api_prices.toml in the package)",
     )
     group.add_argument(
         "--budget",
@@ -108,7 +108,7 @@ def open_gateway(args: Namespace, access: "MediaAccess", keys: Sequence[str]) ->
     """
     from moonlet.gateway.budgets import Budgets
     from moonlet.gateway.ledger import Ledger
-    from moonlet.gateway.prices import Prices
+    from moonlet.plan.prices import Prices
 
     path = args.ledger or (_data_folder() / "ledger.sqlite" if args.upstream else None)
     if path is None and (args.budget or args.prices):

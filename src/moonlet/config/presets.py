@@ -65,6 +65,20 @@ _DEEPSEEK_V3 = replace(
     eos_token_ids=(1,), num_nextn_predict_layers=1,
 )  # fmt: skip
 
+# Where presets are published; the embedded model and the tiny one are not.
+REPOSITORIES: dict[str, str] = {
+    "kimi-k2.5": "moonshotai/Kimi-K2.5",
+    "kimi-k2.6": "moonshotai/Kimi-K2.6",
+    "kimi-k2": "moonshotai/Kimi-K2-Instruct",
+    "kimi-k2-thinking": "moonshotai/Kimi-K2-Thinking",
+    "kimi-vl-a3b": "moonshotai/Kimi-VL-A3B-Instruct",
+    "moonlight-16b-a3b": "moonshotai/Moonlight-16B-A3B-Instruct",
+    "deepseek-v3": "deepseek-ai/DeepSeek-V3",
+    "deepseek-r1": "deepseek-ai/DeepSeek-R1",
+    "deepseek-v2-lite": "deepseek-ai/DeepSeek-V2-Lite",
+    "glm-4.7-flash": "zai-org/GLM-4.7-Flash",
+}
+
 _PRESETS: dict[str, ModelConfig] = {
     "kimi-k2.5": _K25,
     "kimi-k2.6": replace(_K25, eos_token_ids=(163586,)),

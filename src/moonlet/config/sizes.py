@@ -65,13 +65,14 @@ class ModelSizes:
 
 
 def model_sizes(
-    config: ModelConfig, stored: Literal["native", "int4", "bfloat16"] = "native"
+    config: ModelConfig, stored: Literal["native", "int4", "fp8", "bfloat16"] = "native"
 ) -> ModelSizes:
-    """Sizes of `config`: as published, or as if it were stored in INT4 or in bfloat16.
+    """Sizes of `config`: as published, or as if it were stored in INT4, in FP8 or in bfloat16.
 
     "int4" is Kimi's own recipe whatever the configuration says: routed experts in groups of 32 with
-    a bf16 scale each (4.5 bits per weight), everything else in bfloat16. Active parameters are
-    those that one token of text passes through, the input embedding (a lookup) left out.
+    a bf16 scale each (4.5 bits per weight), everything else in bfloat16. "fp8" is DeepSeek's: blocks
+    of 128 x 128 with a float32 scale, but for embedding, head, router and norms. Active parameters
+    are those that one token of text passes through, the input embedding (a lookup) left out.
     """
     method, dtype = stored, "bfloat16"
     if stored == "native":
@@ -116,13 +117,13 @@ def _stored_bytes(kind: Stored, spec: TensorSpec) -> int:
     """Bytes of the values and their scales; headers and the shape entries of INT4 are left out."""
     if kind in _FLOAT_BYTES:
         return spec.numel * _FLOAT_BYTES[kind]
-    num, rows, columns = _matrices(spec)
+    num, rows, columns = matrices(spec)
     if kind == "int4":
         return num * rows * (4 * ceil(columns / 8) + 2 * ceil(columns / _INT4_GROUP))
     return num * (rows * columns + 4 * ceil(rows / _FP8_BLOCK) * ceil(columns / _FP8_BLOCK))
 
 
-def _matrices(spec: TensorSpec) -> tuple[int, int, int]:
+def matrices(spec: TensorSpec) -> tuple[int, int, int]:
     """(how many, rows, columns) of the matrices as they are stored: experts one by one, gate apart from up."""
     if len(spec.shape) == 2:
         return 1, *spec.shape

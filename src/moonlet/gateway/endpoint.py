@@ -22,7 +22,7 @@ from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from moonlet.errors import ConfigError
 from moonlet.gateway.body import Thinking
-from moonlet.gateway.prices import Price
+from moonlet.plan.prices import Price
 
 KEY_PREFIX = "MOONLET_UPSTREAM_KEY_"
 MAX_NAME = 200  # characters

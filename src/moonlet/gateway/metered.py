@@ -24,9 +24,9 @@ from moonlet.chat.provider import (
 from moonlet.errors import MediaError, PromptError
 from moonlet.gateway.budgets import Budgets
 from moonlet.gateway.ledger import End, Ledger
-from moonlet.gateway.prices import FREE, Price
 from moonlet.gateway.upstream import Trail, Upstream
 from moonlet.gateway.usage import BYTES_EACH, rough_tokens
+from moonlet.plan.prices import FREE, Price
 
 USUAL_ANSWER = 1024  # tokens, to estimate a cost with where a request sets no limit
 

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from moonlet import kernels
 from moonlet.checkpoint.convert import Conversion, Summary, write_folder
-from moonlet.checkpoint.gguf_names import gguf_name
 from moonlet.checkpoint.packed import (
     EMBEDDING,
     FILE_NAME,
@@ -41,6 +40,7 @@ from moonlet.checkpoint.safetensors_write import header_of
 from moonlet.checkpoint.stored import StoredMatrix
 from moonlet.checkpoint.transcode import FLOATS, Encode, from_values, rows_of, transcode
 from moonlet.config import TensorSpec, to_hf
+from moonlet.config.gguf_tensors import gguf_name
 from moonlet.quant.types import TYPES
 
 PANEL_ROWS = 16

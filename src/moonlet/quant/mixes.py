@@ -16,11 +16,11 @@ of this mix carry for people to read (llama.cpp's ftype). Three things no table 
 - a matrix whose rows do not fill blocks of 32 takes F16
 """
 
-import tomllib
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from moonlet.config.toml import read_toml
 from moonlet.errors import ConfigError
 from moonlet.quant.codec import ENCODERS
 from moonlet.quant.types import TYPES
@@ -38,7 +38,6 @@ FALLBACKS = {
     "TQ2_0": "Q4_0",
 }
 _TABLES = Path(__file__).parent / "tables"
-_LARGEST_FILE = 1 << 20  # bytes; a table is a page of text
 _GUESSED = 1024  # llama.cpp's number for "no mix of mine"
 
 NAMES = tuple(sorted(path.stem for path in _TABLES.glob("*.toml")))
@@ -83,12 +82,7 @@ def load_mix(source: str | Path) -> Mix:
 
 
 def _read(path: Path) -> Mix:
-    try:
-        if path.stat().st_size > _LARGEST_FILE or not path.is_file():
-            raise ConfigError(f"{path} is not a file of a page of text, as the table of a mix is")
-        table = tomllib.loads(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read as the table of a mix: {error}") from error
+    table = read_toml(path, "the table of a mix")
     unknown = table.keys() - {"types", "file_type"}
     if unknown:
         raise ConfigError(

@@ -1,12 +1,13 @@
 """Prices: read from a file, looked up, multiplied."""
 
+from datetime import date
 from pathlib import Path
 
 import pytest
 
 from moonlet.chat.provider import Usage
 from moonlet.errors import ConfigError
-from moonlet.gateway.prices import Price, Prices
+from moonlet.plan.prices import _BUILT_IN, Price, Prices, _read
 
 
 def test_cost_by_hand() -> None:
@@ -30,6 +31,45 @@ def test_ones_own_prices_come_first(tmp_path: Path) -> None:
     assert prices.find("x", "api.moonshot.ai", "kimi-k2.5") == Price(0.60, 0.10, 3.00)
 
 
+def test_a_price_tells_when_and_where_it_was_seen(tmp_path: Path) -> None:
+    file = tmp_path / "prices.toml"
+    file.write_text('[a]\ninput = 1\noutput = 2\nas_of = 2026-02-01\nsource = "a page"\n')
+    price = Prices(file).find("a", "h", "m")
+    assert price is not None
+    assert (price.as_of, price.source) == (date(2026, 2, 1), "a page")
+    assert price == Price(1, 1, 2)  # which is what counts
+
+
+def test_every_built_in_price_has_a_date_a_source_and_weights() -> None:
+    table = _read(_BUILT_IN)
+    assert table
+    for name, price in table.items():
+        assert price.as_of is not None, name
+        assert price.source.startswith("https://"), name
+        assert price.weights.count("/") == 1, name
+        assert price.cached_input <= price.input <= price.output, name
+
+
+def test_where_weights_are_sold(tmp_path: Path) -> None:
+    k25 = {"api.moonshot.ai/kimi-k2.5": Price(0.60, 0.10, 3.00)}
+    assert Prices().of_weights("moonshotai/Kimi-K2.5") == k25
+    assert Prices().of_weights("/models/kimi-k2.5/") == k25
+    assert list(Prices().of_weights("Kimi-K2-Instruct-0905")) == [
+        "api.moonshot.ai/kimi-k2-0905-preview"
+    ]
+    assert Prices().of_weights("Moonlight-16B-A3B") == {}
+    assert Prices().of_weights("") == {}
+    file = tmp_path / "prices.toml"
+    file.write_text(
+        '["api.moonshot.ai/kimi-k2.5"]\ninput = 9\noutput = 9\n'
+        '["else.example/k"]\ninput = 1\noutput = 2\nweights = "moonshotai/Kimi-K2.5"\n'
+    )
+    assert Prices(file).of_weights("Kimi-K2.5") == {
+        "api.moonshot.ai/kimi-k2.5": Price(9, 9, 9),
+        "else.example/k": Price(1, 1, 2),
+    }
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
@@ -43,6 +83,9 @@ def test_ones_own_prices_come_first(tmp_path: Path) -> None:
         ("[a]\ninput = true\noutput = 2", "input is True"),
         ("[a]\ninput = 1\noutput = '2'", "output is '2'"),
         ("[a]\ninput = 1\noutput = inf", "output is inf"),
+        ("[a]\ninput = 1\noutput = 2\nsource = 3", "source is 3"),
+        ("[a]\ninput = 1\noutput = 2\nas_of = '2026'", "as_of is '2026'"),
+        ("[a]\ninput = 1\noutput = 2\nas_of = 2026-02-01T00:00:00", "as_of is datetime"),
     ],
 )
 def test_files_that_are_none(text: str, sentence: str, tmp_path: Path) -> None:
@@ -52,6 +95,11 @@ def test_files_that_are_none(text: str, sentence: str, tmp_path: Path) -> None:
         Prices(file)
     assert sentence in str(caught.value)
     assert str(file) in str(caught.value)
+
+
+def test_a_file_that_would_never_end_is_not_read() -> None:
+    with pytest.raises(ConfigError, match="no regular file"):
+        Prices(Path("/dev/zero"))
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
