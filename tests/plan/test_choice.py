@@ -86,14 +86,19 @@ def ranked(*keys: Answer) -> list[str]:
     return [one.engine.name for one in sorted(keys, key=rank)]
 
 
-def test_what_loses_nothing_is_before_what_is_faster() -> None:
+@pytest.mark.parametrize(
+    ("kind", "order"),
+    [("nvfp4", ["ktransformers", "vllm", "mlx"]), ("fp8", ["vllm", "ktransformers", "mlx"])],
+)
+def test_what_loses_nothing_is_before_what_is_faster(kind: str, order: list[str]) -> None:
+    """Four bits lose something, eight do not."""
     whole = best(Question(MOONLIGHT, "native", CARD, 8192), engine("ktransformers"))
-    halved = best(Question(MOONLIGHT, "native", CARD, 8192), engine("vllm"))
+    fewer = answer(Question(MOONLIGHT, kind, CARD, 8192), engine("vllm"))
     refused = best(Question(MOONLIGHT, "native", CARD, 8192), engine("mlx"))
     assert whole.each_tok_s is not None
-    assert halved.each_tok_s is not None
-    assert whole.each_tok_s.value < halved.each_tok_s.value
-    assert ranked(refused, halved, whole) == ["ktransformers", "vllm", "mlx"]
+    assert fewer.each_tok_s is not None
+    assert whole.each_tok_s.value < fewer.each_tok_s.value
+    assert ranked(refused, fewer, whole) == order
 
 
 def test_what_can_be_started_is_before_what_is_only_faster() -> None:

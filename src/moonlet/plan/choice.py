@@ -5,6 +5,7 @@ from dataclasses import replace
 from math import inf
 
 from moonlet.config import ModelConfig
+from moonlet.config.sizes import model_sizes
 from moonlet.plan.answer import Answer, Question, answer
 from moonlet.plan.engines import Engine
 from moonlet.plan.weights import Weights
@@ -18,7 +19,8 @@ CANDIDATES: dict[str, tuple[str, ...]] = {
     "mlx": ("native", "6.5bpw", "4.5bpw", "3.5bpw", "2.5bpw"),
 }
 
-LOSSLESS = 0.9  # of the published bytes: fewer lose something
+LOSSLESS = 0.9  # of the published bytes: fewer lose something,
+LEAST_BITS = 7.9  # unless weights keep so many: what 8 lose is below what benchmarks tell apart (quality.toml)
 _EXACT = ("native", "native-int4")  # the second for INT4 experts, whose codes Q4_0 keeps
 
 
@@ -65,10 +67,12 @@ def chosen(questions: Iterable[Question], engine: Engine) -> Answer | None:
 
 
 def rank(plan: Answer, starts: bool = True) -> tuple[bool, bool, bool, float]:
-    """What to sort answers by: those that fit, of them those that lose nothing of what was published, of them
-    those that a command is known for (`starts`), the fastest first.
+    """What to sort answers by: those that fit, of them those that lose nothing that can be told of what was published, of
+    them those that a command is known for (`starts`), the fastest first.
     """
     published = replace(plan.question, quantization="native", weights=None).stored().total_bytes
-    loses = plan.weights.total_bytes < LOSSLESS * published
+    sizes = model_sizes(plan.question.config)
+    enough = min(LOSSLESS * published, LEAST_BITS / 8 * sizes.parameters(*sizes.parts))
+    loses = plan.weights.total_bytes < enough
     speed = plan.each_tok_s.value if plan.each_tok_s else 0.0
     return not plan.fits, loses, not starts, -speed
